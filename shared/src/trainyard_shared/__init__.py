@@ -1,0 +1,1 @@
+"""What Trainyard's training projects have in common. Importing it imports no backend."""
