@@ -1,0 +1,44 @@
+"""Batch normalisation over the images of all processes, on devices where torch's own SyncBatchNorm does not run.
+
+`torch.nn.SyncBatchNorm` needs CUDA. This one shows what it does, in three lines of all-reduce: with it, N processes
+with b images each normalise exactly as one process with N*b images would.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of all processes; same parameters, buffers and state dict."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        # x: (N, C, H, W). The sums of all processes, not the mean of their means: shares may differ in size.
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        sums = torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), count])
+        # The all-reduce of torch.distributed.nn has a backward pass: an all-reduce of the gradients of the sums.
+        sums = dist_nn.all_reduce(sums)
+        total, squares, count = sums[: x.shape[1]], sums[x.shape[1] : -1], sums[-1]
+        mean = total / count
+        variance = squares / count - mean.square()
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+def convert(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm2d in `model` by one that synchronises; torch's own on CUDA."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if dist.get_world_size() > 1:
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SyncBatchNorm2d
+    return model

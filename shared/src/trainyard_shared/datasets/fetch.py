@@ -1,0 +1,594 @@
+"""Bring data files onto this machine: checked, resumable, from several places, once per machine.
+
+`fetch` is the whole of it for one file that several places offer. What arrives is first a `.part` file that nobody
+trusts; only when its checksum is right does it get its name. `try_in_order` is for the case that the places offer the
+same data in different forms (see `cifar.py`).
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import random
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import platformdirs
+
+from trainyard_shared.errors import DataError
+
+if TYPE_CHECKING:
+    import requests
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 1 << 18
+PLAIN_PROGRESS_EVERY_S = 15.0
+# An attempt that brought less than this is counted as failed, so that a line that drops now and then can finish a
+# large file, while a server that cuts every answer short is given up.
+WORTHWHILE_BYTES = 1 << 20
+PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class SourceError(DataError):
+    """One source failed in a way that says nothing about the others."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How patiently one HTTP address is tried."""
+
+    attempts: int = 5
+    first_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+    timeout_s: float = 30.0
+
+    def wait_s(self, failures: int, retry_after: str | None) -> float:
+        """Return the seconds to wait after so many failures in a row, as the server asked or doubling each time."""
+        if retry_after is not None:
+            return _retry_after_s(retry_after)
+        doubled = min(self.first_wait_s * 2 ** (failures - 1), self.max_wait_s)
+        # Spread out clients that failed at the same moment.
+        return doubled * random.uniform(0.5, 1.0)
+
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that has the file. `name` is what people call it."""
+
+    name: str
+
+    @property
+    def address(self) -> str:
+        """Where a person can look at it."""
+        raise NotImplementedError
+
+    def download(self, part: Path, want: "Expected", retry: RetryPolicy) -> None:
+        """Put the whole file at `part`, which may hold the beginning of it; raise SourceError where that fails."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file beforehand. With neither checksum, the caller checks the content."""
+
+    filename: str
+    sha256: str | None = None
+    md5: str | None = None
+    size_bytes: int | None = None
+
+    def mismatch(self, path: Path) -> str | None:
+        """Say how the file differs from what is expected, or None if it does not."""
+        size = path.stat().st_size
+        if self.size_bytes is not None and size != self.size_bytes:
+            return f"has {size:,} bytes, expected {self.size_bytes:,}"
+        for algorithm, expected in (("sha256", self.sha256), ("md5", self.md5)):
+            if expected is not None and (found := file_digest(path, algorithm)) != expected:
+                return f"has the {algorithm} {found}, expected {expected}"
+        return None
+
+    @property
+    def checksum(self) -> str | None:
+        """The checksum in the words of an error message."""
+        if self.sha256:
+            return f"sha256 {self.sha256}"
+        return f"md5 {self.md5}" if self.md5 else None
+
+
+@dataclass(frozen=True)
+class HttpFile(Source):
+    """A file at a plain HTTP or HTTPS address."""
+
+    url: str
+
+    @property
+    def address(self) -> str:
+        """The URL itself."""
+        return self.url
+
+    def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
+        """Download, resuming what is there, and try again after passing failures."""
+        failures, furthest = 0, _size(part)
+        while True:
+            try:
+                _transfer(self.url, part, want, retry)
+                return
+            except _PassingError as passing:
+                if _size(part) >= furthest + WORTHWHILE_BYTES:
+                    failures = 0
+                furthest = max(furthest, _size(part))
+                failures += 1
+                if failures >= retry.attempts:
+                    raise SourceError(f"{passing} (tried {failures} times)") from passing
+                wait_s = retry.wait_s(failures, passing.retry_after)
+                if wait_s > retry.max_wait_s:
+                    raise SourceError(f"{passing}, and asks to wait {wait_s:.0f} s") from passing
+                say(f"{want.filename}: {passing}; trying again in {wait_s:.1f} s")
+                time.sleep(wait_s)
+
+
+@dataclass(frozen=True)
+class HubFile(Source):
+    """A file of a data set on the Hugging Face Hub (or the mirror that HF_ENDPOINT names)."""
+
+    repo: str
+    path: str
+    revision: str = "main"
+
+    @property
+    def address(self) -> str:
+        """The page of the file."""
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        return f"{endpoint}/datasets/{self.repo}/blob/{self.revision}/{self.path}"
+
+    def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
+        """Download with the Hub's own client, which resumes and retries by itself."""
+        try:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+        except ImportError as error:
+            raise SourceError("needs the package huggingface_hub: pip install 'trainyard-shared[hub]'") from error
+        # Not the Hub's shared cache: a file that turns out wrong must not be there for the next run.
+        staging = part.with_name(part.name + ".hub")
+        say(f"Downloading {want.filename} from {self.address}")
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        try:
+            with _local_failures(staging):
+                found = hf_hub_download(
+                    self.repo, self.path, repo_type="dataset", revision=self.revision, local_dir=staging
+                )
+                Path(found).replace(part)
+        except DataError:
+            raise
+        except Exception as error:
+            # The client has a family of errors of its own on top of those of its HTTP library.
+            raise SourceError(_one_line(error)) from error
+        finally:
+            if not sys.stderr.isatty():
+                enable_progress_bars()
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class KaggleFile(Source):
+    """A file of a Kaggle data set (`owner/slug`) or, with `competition`, of a competition (`slug`)."""
+
+    slug: str
+    path: str
+    competition: bool = False
+
+    @property
+    def address(self) -> str:
+        """The page of the data set or competition."""
+        return f"https://www.kaggle.com/{'competitions' if self.competition else 'datasets'}/{self.slug}"
+
+    def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
+        """Download with Kaggle's own client, with the credentials of the user."""
+        import requests
+
+        api = self._client()
+        staging = part.with_name(part.name + ".kaggle")
+        say(f"Downloading {want.filename} from {self.address}")
+        try:
+            with _local_failures(staging), contextlib.redirect_stdout(io.StringIO()):
+                staging.mkdir(parents=True, exist_ok=True)
+                if self.competition:
+                    api.competition_download_file(self.slug, self.path, path=str(staging), quiet=True)
+                else:
+                    api.dataset_download_file(self.slug, self.path, path=str(staging), quiet=True)
+                _take_kaggle_file(staging, Path(self.path).name, part)
+        except requests.HTTPError as error:
+            raise SourceError(self._explain(error)) from error
+        except (requests.RequestException, ValueError, zipfile.BadZipFile) as error:
+            raise SourceError(_one_line(error)) from error
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _client(self) -> Any:  # its type exists only where kaggle is installed
+        try:
+            # Importing kaggle already tries to log in and prints advice for its own command line.
+            with contextlib.redirect_stdout(io.StringIO()):
+                from kaggle.api.kaggle_api_extended import KaggleApi
+
+                api = KaggleApi()
+                api.authenticate()
+        except ImportError as error:
+            raise SourceError("needs the package kaggle: pip install 'trainyard-shared[kaggle]'") from error
+        except SystemExit as error:
+            raise SourceError(
+                "no Kaggle credentials found: create a token at https://www.kaggle.com/settings/api and save it as "
+                "~/.kaggle/access_token (or kaggle.json), or set KAGGLE_API_TOKEN"
+            ) from error
+        except Exception as error:
+            raise SourceError(f"logging in to Kaggle failed: {_one_line(error)}") from error
+        return api
+
+    def _explain(self, error: "requests.HTTPError") -> str:
+        status = error.response.status_code
+        if status == 401:
+            return (
+                "401: Kaggle does not accept the credentials; make a new token at https://www.kaggle.com/settings/api"
+            )
+        if status == 403 and self.competition:
+            return f"403: accept the competition's rules first, at {self.address}/rules"
+        if status == 403:
+            return f"403: open {self.address} while logged in, and accept its licence"
+        return f"{status} {error.response.reason}"
+
+
+def cache_dir() -> Path:
+    """Return the folder for downloaded and generated data (on Linux ~/.cache/trainyard/datasets)."""
+    return Path(platformdirs.user_cache_dir("trainyard")) / "datasets"
+
+
+def is_offline(offline: bool = False) -> bool:
+    """Whether the network must not be used, by argument or by TRAINYARD_OFFLINE=1."""
+    return offline or os.environ.get("TRAINYARD_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def fetch(
+    sources: Sequence[Source],
+    destination: Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size_bytes: int | None = None,
+    offline: bool = False,
+    retry: RetryPolicy | None = None,
+    advice: str = "",
+) -> Path:
+    """Return `destination`, downloaded from the first source that delivers the right bytes.
+
+    A file that is there already is checked and kept. Several processes may ask at once: one downloads.
+
+    Args:
+        sources: Tried in this order.
+        destination: Where the file shall be; `.part` and `.lock` files appear beside it.
+        sha256: Expected checksum in hexadecimal.
+        md5: Expected checksum, for data sets that publish only this one.
+        size_bytes: Expected length.
+        offline: Use only what is there (also TRAINYARD_OFFLINE=1).
+        retry: How patiently each HTTP source is tried.
+        advice: What the user can do when every source fails; by default: put the file there by hand.
+    """
+    want = Expected(destination.name, sha256, md5, size_bytes)
+    advice = advice or f"download {sources[0].address} by hand and save it as {destination}"
+    if want.checksum:
+        advice += f" ({want.checksum})"
+    # Without the lock first: a prepared cache may be read-only.
+    if destination.exists() and want.mismatch(destination) is None:
+        return destination
+    with locked(destination):
+        if destination.exists():
+            wrong = want.mismatch(destination)
+            if wrong is None:
+                return destination
+            if is_offline(offline):
+                raise DataError(f"{destination} {wrong}, and offline mode forbids a download. What to do: {advice}.")
+            say(f"{destination} {wrong}: downloading it again")
+            destination.unlink()
+        if is_offline(offline):
+            raise DataError(
+                f"{destination} is missing, and offline mode (TRAINYARD_OFFLINE) forbids a download. "
+                f"What to do: {advice}."
+            )
+        attempts = [
+            (f"{source.name} ({source.address})", partial(_obtain, source, destination, want, retry or DEFAULT_RETRY))
+            for source in sources
+        ]
+        try_in_order(want.filename, attempts, advice)
+    return destination
+
+
+def download(
+    source: Source,
+    destination: Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size_bytes: int | None = None,
+    retry: RetryPolicy | None = None,
+) -> Path:
+    """Return `destination` from this one source, or raise SourceError with nothing but the reason.
+
+    For use within an attempt of `try_in_order`, which adds the rest. The arguments are those of `fetch`.
+    """
+    want = Expected(destination.name, sha256, md5, size_bytes)
+    with locked(destination):
+        if not destination.exists() or want.mismatch(destination) is not None:
+            destination.unlink(missing_ok=True)
+            _obtain(source, destination, want, retry or DEFAULT_RETRY)
+    return destination
+
+
+def try_in_order(what: str, attempts: Sequence[tuple[str, Callable[[], T]]], advice: str) -> T:
+    """Return the result of the first attempt that raises no SourceError; name every failure if all do.
+
+    Any other error, such as a full disk, ends the search at once: another source would not mend it.
+    """
+    failures = []
+    for label, attempt in attempts:
+        try:
+            return attempt()
+        except SourceError as error:
+            failures.append(f"  - {label}: {error}")
+            say(f"{what}: {label} failed: {error}")
+    raise DataError("\n".join([f"{what} could not be had. Tried:", *failures, f"What to do: {advice}."]))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time past, for work that ends in `path`. A killed process leaves no lock behind."""
+    from filelock import FileLock, Timeout
+
+    lock_path = path.with_name(f".{path.name}.lock")
+    with _local_failures(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            say(f"Waiting for another process that prepares {path}")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that is renamed to `folder` if the block succeeds and removed if it does not.
+
+    Hold `locked(folder)` around it where several processes may build the same folder.
+    """
+    draft = folder.with_name(f".{folder.name}.building")
+    with _local_failures(folder.parent):
+        # A process that was killed here may have left its draft.
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal checksum of a file."""
+    with path.open("rb") as file:
+        # Used to tell files apart and to find damage, not to keep secrets: md5 is what the data sets publish.
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def say(message: str) -> None:
+    """Tell the person at the keyboard, apart from the output of the program."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class _PassingError(Exception):
+    """A failure that may be gone in a moment."""
+
+    def __init__(self, message: str, retry_after: str | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def _obtain(source: Source, destination: Path, want: Expected, retry: RetryPolicy) -> None:
+    part = destination.with_name(destination.name + ".part")
+    resumed = part.exists()
+    source.download(part, want, retry)
+    wrong = want.mismatch(part)
+    if wrong is not None and resumed:
+        # The beginning may have come from another source or an older version of the file.
+        _forget(part)
+        source.download(part, want, retry)
+        wrong = want.mismatch(part)
+    if wrong is not None:
+        _forget(part)
+        raise SourceError(f"what arrived {wrong}")
+    with _local_failures(destination.parent):
+        part.replace(destination)
+    _forget(part)
+
+
+def _transfer(url: str, part: Path, want: Expected, retry: RetryPolicy) -> None:
+    """Make one request for what `part` lacks and append what comes."""
+    import requests
+
+    etag_file = _etag_file(part)
+    etag = etag_file.read_text() if etag_file.exists() else None
+    if etag is None and want.checksum is None:
+        _forget(part)  # nothing could tell whether the beginning belongs to this file
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity"}  # lengths and ranges are those of the file itself
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if etag:
+            headers["If-Range"] = etag
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=(10, retry.timeout_s)) as response:
+            if response.status_code == 416:
+                # The part is as long as the file or longer; the checksum tells which, so do not ask for more.
+                if have and response.headers.get("Content-Range") == f"bytes */{have}":
+                    return
+                _forget(part)
+                raise _PassingError("416, the part on disk does not fit the file")
+            if response.status_code in PASSING_STATUS:
+                raise _PassingError(f"{response.status_code} {response.reason}", response.headers.get("Retry-After"))
+            if not response.ok:
+                raise SourceError(f"{response.status_code} {response.reason}")
+            if response.status_code != 206:
+                have = 0  # the whole file comes: it changed since, or the server knows no ranges
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                _forget(part)
+                raise _PassingError(f"answers with another range: {response.headers.get('Content-Range')}")
+            total = _total_bytes(response, have)
+            if want.size_bytes is not None and total is not None and total != want.size_bytes:
+                raise SourceError(f"offers {total:,} bytes, expected {want.size_bytes:,}")
+            with _local_failures(part.parent):
+                _check_space(part.parent, want.filename, None if total is None else total - have)
+                _remember_etag(etag_file, response.headers.get("ETag"))
+                with part.open("ab" if have else "wb") as file, _progress(want.filename, url, have, total) as report:
+                    for chunk in response.iter_content(CHUNK_BYTES):
+                        file.write(chunk)
+                        report(len(chunk))
+                        if want.size_bytes is not None and file.tell() > want.size_bytes:
+                            raise SourceError(f"sends more than the expected {want.size_bytes:,} bytes")
+    except requests.exceptions.SSLError as error:
+        raise SourceError(f"no secure connection: {_one_line(error)}") from error
+    except requests.Timeout as error:
+        raise _PassingError("no answer in time") from error
+    except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        raise _PassingError(f"connection lost after {_size(part):,} bytes: {_one_line(error)}") from error
+    except requests.RequestException as error:
+        raise SourceError(_one_line(error)) from error
+    if total is not None and _size(part) != total:
+        raise _PassingError(f"connection cut after {_size(part):,} of {total:,} bytes")
+
+
+def _total_bytes(response: "requests.Response", have: int) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return have + int(length) if length.isdigit() else None
+
+
+def _retry_after_s(value: str) -> float:
+    """Read a Retry-After header: seconds, or a date."""
+    from email.utils import parsedate_to_datetime
+
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 1.0
+
+
+def _etag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _remember_etag(etag_file: Path, etag: str | None) -> None:
+    # A weak ETag does not promise equal bytes, so a range cannot be asked for with it.
+    if etag and not etag.startswith("W/"):
+        etag_file.write_text(etag)
+    else:
+        etag_file.unlink(missing_ok=True)
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _etag_file(part).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _take_kaggle_file(staging: Path, filename: str, part: Path) -> None:
+    """Move the downloaded file to `part`; Kaggle sends some files zipped, under the name plus `.zip`."""
+    plain, zipped = staging / filename, staging / f"{filename}.zip"
+    found = plain if plain.exists() else zipped
+    if not found.exists():
+        raise SourceError(f"Kaggle's client left no file {filename}")
+    if zipfile.is_zipfile(found) and not filename.endswith(".zip"):
+        with zipfile.ZipFile(found) as archive, archive.open(filename) as member, part.open("wb") as file:
+            shutil.copyfileobj(member, file)
+    else:
+        found.replace(part)
+
+
+def _check_space(folder: Path, filename: str, needed_bytes: int | None) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed_bytes is not None and needed_bytes > free:
+        raise DataError(
+            f"The disk of {folder} has {free / 1e6:,.0f} MB free, and {filename} needs {needed_bytes / 1e6:,.0f} MB "
+            "more. Free some space, or set XDG_CACHE_HOME to a folder on a larger disk."
+        )
+
+
+@contextlib.contextmanager
+def _local_failures(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong with this machine's disk into an error that a person can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"The disk is full while writing to {folder}. Free some space, or set XDG_CACHE_HOME to a folder on a "
+                "larger disk."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise DataError(
+                f"Cannot write to {folder}: {error.strerror}. Make it writable, or set XDG_CACHE_HOME to a folder "
+                "that is."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _progress(filename: str, url: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, and now and then a line elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(filename, total=total, completed=have)
+            yield lambda count: bar.advance(task, count)
+        return
+    lines = _PlainProgress(filename, have, total)
+    beginning = f", resuming at {have / 1e6:,.1f} MB" if have else ""
+    say(f"Downloading {filename}{'' if total is None else f' ({total / 1e6:,.1f} MB)'} from {url}{beginning}")
+    yield lines.advance
+
+
+@dataclass
+class _PlainProgress:
+    filename: str
+    done_bytes: int
+    total_bytes: int | None
+    last_s: float = field(default_factory=time.monotonic)
+
+    def advance(self, count: int) -> None:
+        self.done_bytes += count
+        if time.monotonic() - self.last_s >= PLAIN_PROGRESS_EVERY_S:
+            self.last_s = time.monotonic()
+            of = f" of {self.total_bytes / 1e6:,.1f}" if self.total_bytes else ""
+            say(f"{self.filename}: {self.done_bytes / 1e6:,.1f}{of} MB")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""What several packages need in torch and no backend teaches. Torch is the package's own: none is pinned here."""

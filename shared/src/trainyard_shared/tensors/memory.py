@@ -1,0 +1,67 @@
+"""Bytes: what a training step will need on each rank, predicted from the model, and what it took, measured."""
+
+import copy
+import resource
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def tensor_bytes(tensors: Iterable[Any]) -> int:
+    """Return the bytes of the storages behind `tensors`, each storage counted once; non-tensors are skipped."""
+    storages = {}
+    for tensor in tensors:
+        if torch.is_tensor(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr() or id(storage)] = storage.nbytes()
+    return sum(storages.values())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return everything the optimizer keeps for each parameter (momentum, second moments, counters)."""
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+def activation_bytes(model: nn.Module, *inputs: torch.Tensor, autocast: torch.dtype | None = None) -> int:
+    """Predict the bytes that a forward pass of `model` keeps for the backward pass, without running it.
+
+    A copy of the model runs on the `meta` device, which has shapes but no data; what autograd would save is counted.
+    Parameters, which are there anyway, are not.
+
+    Args:
+        model: plain module that runs on the `meta` device.
+        inputs: the arguments of its forward; only shapes and dtypes matter.
+        autocast: dtype of mixed precision, None for full precision.
+    """
+    twin = copy.deepcopy(model).to("meta").train()
+    own = {id(tensor) for tensor in [*twin.parameters(), *twin.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
+            # Views of one tensor share memory. Storages on `meta` have no address, so their object tells them apart.
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
+    ):
+        outputs = twin(*(tensor.to("meta") for tensor in inputs))
+        del outputs
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Return the peak memory of this process and what was counted: CUDA allocations, or the whole process on a CPU."""
+    if device.type == "cuda":
+        return {"peak_bytes": torch.cuda.max_memory_allocated(device), "peak_of": "CUDA tensors"}
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_of": "whole process, libraries included",
+    }

@@ -1,0 +1,418 @@
+"""Downloads against a web server on this machine: what goes wrong on real networks must end well or be said."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainyard_shared.datasets import fetch as fetching
+from trainyard_shared.datasets.fetch import (
+    HttpFile,
+    HubFile,
+    KaggleFile,
+    RetryPolicy,
+    SourceError,
+    building,
+    download,
+    fetch,
+    locked,
+)
+from trainyard_shared.errors import DataError
+
+CONTENT = bytes(range(256)) * 8192  # 2 MiB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+MD5 = hashlib.md5(CONTENT).hexdigest()
+QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=2.0, timeout_s=0.5)
+
+
+@pytest.fixture
+def get(web, tmp_path, monkeypatch):
+    """Fetch CONTENT from the server's /a/file.bin."""
+    monkeypatch.delenv("TRAINYARD_OFFLINE", raising=False)
+    web.files["/a/file.bin"] = CONTENT
+
+    def run(*paths, **options):
+        sources = [HttpFile(f"mirror {i}", web.url + path) for i, path in enumerate(paths or ["/a/file.bin"], start=1)]
+        options = {"sha256": SHA256, "retry": QUICK, **options}
+        return fetch(sources, tmp_path / "data" / "file.bin", **options)
+
+    return run
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_downloads_once_and_leaves_only_the_file(web, get):
+    path = get()
+    assert path.read_bytes() == CONTENT
+    assert leftovers(path.parent) == ["file.bin"]
+    assert get() == path
+    assert web.num_gets == 1
+
+
+def test_follows_a_redirect(web, get):
+    web.redirects["/old"] = "/a/file.bin"
+    assert get("/old").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("checksum", [{"md5": MD5, "sha256": None}, {"sha256": SHA256}, {"size_bytes": len(CONTENT)}])
+def test_accepts_each_kind_of_check(get, checksum):
+    assert get(**checksum).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("ranges", "ranges_asked_for", "sent"),
+    [(True, [None, "bytes=1500000-"], len(CONTENT)), (False, [None, "bytes=1500000-"], len(CONTENT) + 1_500_000)],
+)
+def test_a_cut_connection_is_resumed_if_the_server_can(web, get, ranges, ranges_asked_for, sent):
+    web.ranges = ranges
+    web.cuts = [1_500_000]
+    assert get().read_bytes() == CONTENT
+    assert [asked for _, _, asked in web.requests] == ranges_asked_for
+    assert web.sent_bytes == sent
+
+
+def test_a_server_that_always_cuts_is_given_up(web, get):
+    web.ranges = False
+    web.cuts = [1000] * 20
+    with pytest.raises(DataError, match=r"connection lost after 1,000 bytes.*tried 3 times"):
+        get()
+    assert web.num_gets == 3
+
+
+def test_attempts_that_bring_the_file_forward_do_not_count_as_failures(web, get, monkeypatch):
+    monkeypatch.setattr(fetching, "WORTHWHILE_BYTES", 100_000)
+    web.cuts = [200_000] * 8
+    assert get().read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "refusals", [[(503, {})], [(429, {"Retry-After": "0"})], [(500, {}), (502, {})], [(429, {}), (504, {})]]
+)
+def test_passing_refusals_are_waited_out(web, get, refusals):
+    web.refusals = list(refusals)
+    assert get().read_bytes() == CONTENT
+    assert web.num_gets == len(refusals) + 1
+
+
+def test_retry_after_is_honoured(web, get):
+    web.refusals = [(429, {"Retry-After": "1"})]
+    start = time.monotonic()
+    get()
+    assert time.monotonic() - start >= 1.0
+
+
+def test_a_retry_after_beyond_patience_ends_the_source(web, get):
+    web.refusals = [(429, {"Retry-After": "3600"})]
+    with pytest.raises(DataError, match="429 Too Many Requests, and asks to wait 3600 s"):
+        get()
+    assert web.num_gets == 1
+
+
+def test_a_refusal_that_lasts_ends_the_source(web, get):
+    web.refusals = [(503, {})] * 9
+    with pytest.raises(DataError, match=r"503 Service Unavailable \(tried 3 times\)"):
+        get()
+    assert web.num_gets == 3
+
+
+def test_a_silent_server_times_out(web, get):
+    web.delay_s = 0.6
+    with pytest.raises(DataError, match="no answer in time"):
+        get(retry=RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=0.2))
+
+
+def test_the_next_mirror_serves_when_one_fails(web, get, capsys):
+    web.files["/wrong"] = CONTENT[:-1] + b"!"
+    assert get("/missing", "/wrong", "/a/file.bin").read_bytes() == CONTENT
+    said = capsys.readouterr().err
+    assert "404 Not Found" in said
+    assert "Downloading file.bin (2.1 MB)" in said
+
+
+def test_the_error_names_every_mirror_and_what_to_do(web, get, tmp_path):
+    web.files["/wrong"] = b"something else"
+    with pytest.raises(DataError) as caught:
+        get("/missing", "/wrong")
+    message = str(caught.value)
+    assert f"mirror 1 ({web.url}/missing): 404 Not Found" in message
+    found = hashlib.sha256(b"something else").hexdigest()
+    assert f"mirror 2 ({web.url}/wrong): what arrived has the sha256 {found}, expected {SHA256}" in message
+    assert f"What to do: download {web.url}/missing by hand and save it as" in message
+    assert f"sha256 {SHA256}" in message.splitlines()[-1]
+    assert leftovers(tmp_path / "data") == []
+
+
+def test_a_refused_connection_is_named(get, web):
+    port = web.url.rsplit(":", 1)[1]
+    web.redirects["/gone"] = "http://127.0.0.1:1/nothing"
+    with pytest.raises(DataError, match="connection lost"):
+        get("/gone")
+    assert port != "1"
+
+
+def test_a_wrong_length_is_refused_before_the_download(web, get):
+    with pytest.raises(DataError, match="offers 2,097,152 bytes, expected 5"):
+        get(size_bytes=5)
+    assert web.sent_bytes <= 1 << 17
+
+
+def test_a_body_shorter_than_announced_is_no_file(web, get, tmp_path):
+    web.length_error = 10
+    with pytest.raises(DataError, match="tried 3 times"):
+        get(sha256=None)
+    assert not (tmp_path / "data" / "file.bin").exists()
+
+
+def test_a_damaged_file_on_disk_is_found_and_replaced(web, get, capsys):
+    path = get()
+    path.write_bytes(CONTENT[:-1] + b"?")
+    assert get().read_bytes() == CONTENT
+    assert "downloading it again" in capsys.readouterr().err
+
+
+def test_a_part_of_another_version_is_not_built_upon(web, get, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(b"x" * 1000)
+    (folder / "file.bin.part.etag").write_text('"older"')
+    assert get().read_bytes() == CONTENT
+    assert web.num_gets == 1  # If-Range made the server send the whole file at once
+
+
+def test_a_wrong_part_without_etag_is_found_by_the_checksum(web, get, tmp_path):
+    web.etag = False
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(b"x" * 1000)
+    assert get().read_bytes() == CONTENT
+    assert [asked for _, _, asked in web.requests] == ["bytes=1000-", None]
+
+
+def test_a_part_that_nothing_can_check_is_dropped(web, get, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes(b"x" * 1000)
+    assert get(sha256=None).read_bytes() == CONTENT
+    assert web.requests[0][2] is None
+
+
+@pytest.mark.parametrize(("size", "asked"), [(len(CONTENT), 1), (len(CONTENT) + 7, 2)])
+def test_a_part_that_is_whole_or_too_long(web, get, tmp_path, size, asked):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "file.bin.part").write_bytes((CONTENT + b"more...")[:size])
+    assert get().read_bytes() == CONTENT
+    assert web.num_gets == asked
+
+
+FETCH_SCRIPT = """
+import sys
+from pathlib import Path
+from trainyard_shared.datasets.fetch import HttpFile, fetch
+fetch([HttpFile("server", sys.argv[1])], Path(sys.argv[2]), sha256=sys.argv[3])
+"""
+
+
+def start_fetch(url: str, destination: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH_SCRIPT, url, str(destination), SHA256], stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_download_once(web, get, tmp_path):
+    web.delay_s = 1.5  # so that both are certainly there
+    destination = tmp_path / "file.bin"
+    processes = [start_fetch(f"{web.url}/a/file.bin", destination) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert web.num_gets == 1
+    assert sum("Downloading" in text for text in errors) == 1
+    assert destination.read_bytes() == CONTENT
+
+
+def test_a_killed_download_is_resumed(web, get, tmp_path):
+    destination = tmp_path / "file.bin"
+    part = tmp_path / "file.bin.part"
+
+    def stall(sent: int) -> None:
+        if sent > 1_000_000 and len(web.requests) == 1:
+            time.sleep(0.2)
+
+    web.on_piece = stall
+    process = start_fetch(f"{web.url}/a/file.bin", destination)
+    deadline = time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size >= 500_000):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = part.stat().st_size
+    assert not destination.exists()
+    assert 500_000 <= kept < len(CONTENT)
+    fetch([HttpFile("server", f"{web.url}/a/file.bin")], destination, sha256=SHA256)
+    assert web.requests[-1][2] == f"bytes={kept}-"
+    assert destination.read_bytes() == CONTENT
+
+
+def test_a_full_disk_is_said_and_nothing_is_trusted(web, get, tmp_path, monkeypatch):
+    class FullFile:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.file.close()
+
+        def write(self, data):
+            self.file.write(data[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def tell(self):
+            return self.file.tell()
+
+    real_open = Path.open
+
+    def open_part(path, mode="r", *args, **kwargs):
+        file = real_open(path, mode, *args, **kwargs)
+        return FullFile(file) if path.suffix == ".part" and mode in ("wb", "ab") else file
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", open_part)
+        with pytest.raises(DataError, match="disk is full"):
+            get("/a/file.bin", "/a/file.bin")
+    assert web.num_gets == 1  # another mirror would not help
+    assert not (tmp_path / "data" / "file.bin").exists()
+    assert get().read_bytes() == CONTENT
+
+
+def test_a_disk_too_small_is_said_before_the_download(web, get, monkeypatch):
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(DataError, match=r"1 MB free, and file.bin needs 2 MB more"):
+        get()
+
+
+def test_an_unwritable_folder_is_said(web, tmp_path):
+    (tmp_path / "data").write_text("a file where a folder should be")
+    with pytest.raises(DataError, match=r"Cannot write to .*data.*XDG_CACHE_HOME"):
+        fetch([HttpFile("server", web.url)], tmp_path / "data" / "file.bin", retry=QUICK)
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_offline_uses_what_is_there_and_says_what_is_missing(web, get, monkeypatch, by):
+    options = {"offline": True} if by == "argument" else {}
+    if by == "environment":
+        monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
+    with pytest.raises(DataError, match=r"file.bin is missing, and offline mode .*What to do"):
+        get(**options)
+    assert web.num_gets == 0
+    monkeypatch.delenv("TRAINYARD_OFFLINE", raising=False)
+    path = get()
+    if by == "environment":
+        monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
+    assert get(**options) == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="offline mode forbids"):
+        get(**options)
+
+
+def test_progress_on_a_terminal_is_a_bar(get, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    get()
+    assert "Downloading" not in capsys.readouterr().err
+
+
+def test_building_leaves_all_or_nothing(tmp_path):
+    def fill(fail: bool) -> None:
+        with locked(tmp_path / "made"), building(tmp_path / "made") as draft:
+            (draft / "one").write_text("1")
+            if fail:
+                raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        fill(fail=True)
+    assert leftovers(tmp_path) == []
+    (tmp_path / ".made.building").mkdir()
+    (tmp_path / ".made.building" / "stale").write_text("from a killed process")
+    fill(fail=False)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["one"]
+
+
+HUB_SCRIPT = """
+import sys
+from pathlib import Path
+from trainyard_shared.datasets.fetch import HubFile, fetch
+fetch([HubFile("Hub", "owner/set", "folder/file.bin")], Path(sys.argv[1]), sha256=sys.argv[2])
+"""
+
+
+def test_the_real_hub_client_at_another_endpoint(web, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    path = "/datasets/owner/set/resolve/main/folder/file.bin"
+    web.files[path] = CONTENT
+    web.headers[path] = {"X-Repo-Commit": "0" * 40}
+    environment = {**os.environ, "HF_ENDPOINT": web.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(tmp_path)}
+
+    def run(sha256: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path / "data" / "file.bin"), sha256]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+    bad = run("0" * 64)
+    assert f"what arrived has the sha256 {SHA256}" in bad.stderr
+    assert leftovers(tmp_path / "data") == []
+    good = run(SHA256)
+    assert good.returncode == 0, good.stderr
+    assert (tmp_path / "data" / "file.bin").read_bytes() == CONTENT
+    assert leftovers(tmp_path / "data") == ["file.bin"]
+
+
+@pytest.fixture
+def kaggle_at(web, monkeypatch, tmp_path):
+    """Point the real Kaggle client at the local server, with credentials of no value."""
+    pytest.importorskip("kaggle")
+    from kagglesdk import kaggle_env
+
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, web.url)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
+    monkeypatch.setenv("KAGGLE_USERNAME", "nobody")
+    monkeypatch.setenv("KAGGLE_KEY", "nothing")
+    return web
+
+
+@pytest.mark.parametrize("competition", [False, True])
+def test_kaggle_says_what_to_do_about_a_forbidden_file(kaggle_at, tmp_path, competition):
+    kaggle_at.refusals = [(403, {})] * 5
+    slug = "some-competition" if competition else "owner/set"
+    with pytest.raises(SourceError) as caught:
+        download(KaggleFile("Kaggle", slug, "file.bin", competition), tmp_path / "file.bin", md5=MD5)
+    asks = "accept the competition's rules first, at https://www.kaggle.com/competitions/some-competition/rules"
+    assert (asks if competition else "open https://www.kaggle.com/datasets/owner/set while") in str(caught.value)
+
+
+def test_kaggle_says_how_to_log_in(kaggle_at, tmp_path, monkeypatch):
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(SourceError, match=r"kaggle.com/settings/api and save it as ~/.kaggle/access_token"):
+        download(KaggleFile("Kaggle", "owner/set", "file.bin"), tmp_path / "file.bin", md5=MD5)
+
+
+def test_importing_is_cheap():
+    script = (
+        "import sys, trainyard_shared.datasets.cifar\n"
+        "heavy = {'torch', 'requests', 'pyarrow', 'PIL', 'huggingface_hub', 'kaggle', 'rich', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
