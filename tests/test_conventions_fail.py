@@ -135,6 +135,11 @@ def rename(path: str, new: str) -> Callable[[Path], None]:
     return break_it
 
 
+def import_torch_in_config(root: Path) -> None:
+    write(root, f"{TOY}/src/torch.py", "")  # stands in for torch, which is not installed here
+    write(root, f"{SOURCE}/config.py", "import torch\n" + CONFIG)
+
+
 TOY = "packages/toy-one"
 SOURCE = f"{TOY}/src/toy_one"
 PROJECT, TOY_README = f"{TOY}/pyproject.toml", f"{TOY}/README.md"
@@ -159,7 +164,7 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("check_presets", add(f"{SOURCE}/configs/full.yaml", "learnig_rate: 0.2\n"), "learnig_rate"),
     ("check_presets", add(f"{SOURCE}/configs/my.yaml", "nproc: -1\n"), "nproc"),
     ("check_presets", add(f"{SOURCE}/config.py", "import no_such_module\n"), "No module named 'no_such_module'"),
-    ("check_presets", add(f"{SOURCE}/torch.py", ""), "config.py imports torch"),
+    ("check_presets", import_torch_in_config, "config.py imports torch"),
     (
         "check_imports",
         add(f"{SOURCE}/data.py", "def f():\n    from toy_two.data import x\n"),

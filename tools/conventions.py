@@ -265,7 +265,7 @@ def _wrong_in(command: str, known: dict[str, Member], root: Path) -> Iterator[st
         if path.startswith(("./", "packages/", "tools/")) and "<" not in path and not (root / path).exists():
             yield f"there is no {path}"
     name = _value_of("--package", words)
-    if name and name not in known and "<" not in name:
+    if name and name not in [*known, "workspace"] and "<" not in name:
         yield f"there is no package {name}"
 
     module = _value_of("-m", words)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,8 @@ def choose_suites(names: Sequence[str] | None, *, with_workspace: bool) -> list[
 
 
 def _suite_of(member: Member) -> Suite:
-    return Suite(member.name, member.path, ["--package", member.name, "--no-default-groups", "--group", "test"])
+    wanted = ["--all-extras", "--no-default-groups", "--group", "test"]
+    return Suite(member.name, member.path, ["--package", member.name, *wanted])
 
 
 def run_suite(suite: Suite, uv: Sequence[str], timeout_s: float, pytest_args: Sequence[str]) -> Outcome:
@@ -197,13 +199,15 @@ def read_report(name: str, path: Path) -> Outcome:
     """Count the results in a JUnit file."""
     outcome = Outcome(name)
     for case in ElementTree.parse(path).getroot().iter("testcase"):
+        if case.get("name") is None:
+            continue  # the test in which pytest was interrupted
         if case.find("failure") is not None:
             outcome.failed += 1
         elif case.find("error") is not None:
             outcome.errors += 1
         elif (skip := case.find("skipped")) is not None:
             outcome.skipped += 1
-            outcome.reasons.append(f"{case.get('name')}: {skip.get('message')}")
+            outcome.reasons.append(str(skip.get("message")))
         else:
             outcome.passed += 1
     return outcome
@@ -217,8 +221,8 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
         counts = f"{o.passed:6}  {o.failed:6}  {o.errors:6}  {o.skipped:7}  {o.wall_time_s:5.0f} s"
         print(f"{o.name:{width}}  {counts}" + (f"  {o.trouble}" if o.trouble else ""))
     for o in outcomes:
-        for reason in o.reasons:
-            print(f"skipped in {o.name}: {reason}")
+        for reason, number in Counter(o.reasons).items():
+            print(f"skipped in {o.name}: {number} ({reason})")
     passed, skipped = sum(o.passed for o in outcomes), sum(o.skipped for o in outcomes)
     failed = sum(o.failed + o.errors for o in outcomes)
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)

@@ -2,19 +2,19 @@
 
 import errno
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
-
 from trainyard_shared.datasets import fetch as fetching
 from trainyard_shared.datasets.fetch import (
     HttpFile,
-    HubFile,
     KaggleFile,
     RetryPolicy,
     SourceError,
@@ -67,22 +67,22 @@ def test_accepts_each_kind_of_check(get, checksum):
     assert get(**checksum).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(
-    ("ranges", "ranges_asked_for", "sent"),
-    [(True, [None, "bytes=1500000-"], len(CONTENT)), (False, [None, "bytes=1500000-"], len(CONTENT) + 1_500_000)],
-)
-def test_a_cut_connection_is_resumed_if_the_server_can(web, get, ranges, ranges_asked_for, sent):
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_connection_is_resumed_if_the_server_can(web, get, ranges):
     web.ranges = ranges
     web.cuts = [1_500_000]
     assert get().read_bytes() == CONTENT
-    assert [asked for _, _, asked in web.requests] == ranges_asked_for
-    assert web.sent_bytes == sent
+    first, second = (asked for _, _, asked in web.requests)
+    kept = int(second.removeprefix("bytes=").removesuffix("-"))
+    assert first is None
+    assert 1_500_000 - fetching.CHUNK_BYTES < kept <= 1_500_000
+    assert web.sent_bytes == len(CONTENT) + 1_500_000 - (kept if ranges else 0)
 
 
 def test_a_server_that_always_cuts_is_given_up(web, get):
     web.ranges = False
     web.cuts = [1000] * 20
-    with pytest.raises(DataError, match=r"connection lost after 1,000 bytes.*tried 3 times"):
+    with pytest.raises(DataError, match=r"connection cut after about 0 of 2,097,152 bytes \(tried 3 times\)"):
         get()
     assert web.num_gets == 3
 
@@ -150,22 +150,21 @@ def test_the_error_names_every_mirror_and_what_to_do(web, get, tmp_path):
     assert leftovers(tmp_path / "data") == []
 
 
-def test_a_refused_connection_is_named(get, web):
-    port = web.url.rsplit(":", 1)[1]
+def test_a_refused_connection_is_named(web, get):
     web.redirects["/gone"] = "http://127.0.0.1:1/nothing"
-    with pytest.raises(DataError, match="connection lost"):
+    with pytest.raises(DataError, match=r"no connection: .*[Rr]efused"):
         get("/gone")
-    assert port != "1"
 
 
-def test_a_wrong_length_is_refused_before_the_download(web, get):
+def test_a_wrong_length_is_refused_before_the_download(get, tmp_path):
     with pytest.raises(DataError, match="offers 2,097,152 bytes, expected 5"):
         get(size_bytes=5)
-    assert web.sent_bytes <= 1 << 17
+    assert leftovers(tmp_path / "data") == []
 
 
 def test_a_body_shorter_than_announced_is_no_file(web, get, tmp_path):
     web.length_error = 10
+    web.ranges = False
     with pytest.raises(DataError, match="tried 3 times"):
         get(sha256=None)
     assert not (tmp_path / "data" / "file.bin").exists()
@@ -389,6 +388,26 @@ def kaggle_at(web, monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_USERNAME", "nobody")
     monkeypatch.setenv("KAGGLE_KEY", "nothing")
     return web
+
+
+@pytest.mark.parametrize("competition", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_real_kaggle_client_at_another_endpoint(kaggle_at, tmp_path, competition, zipped):
+    kaggle_at.redirects = {
+        "/v1/datasets.DatasetApiService/DownloadDataset": "/storage/file.bin",
+        "/v1/competitions.CompetitionApiService/DownloadDataFile": "/storage/file.bin",
+    }
+    content = CONTENT
+    if zipped:  # as Kaggle sends some files, with or without saying so in the name
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("file.bin", CONTENT)
+        content = file.getvalue()
+    kaggle_at.files["/storage/file.bin"] = content
+    slug = "some-competition" if competition else "owner/set"
+    download(KaggleFile("Kaggle", slug, "folder/file.bin", competition), tmp_path / "data" / "file.bin", md5=MD5)
+    assert (tmp_path / "data" / "file.bin").read_bytes() == CONTENT
+    assert leftovers(tmp_path / "data") == ["file.bin"]
 
 
 @pytest.mark.parametrize("competition", [False, True])

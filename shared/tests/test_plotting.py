@@ -1,5 +1,6 @@
 """What the pictures show is read from the figures as they are written; that they are PNGs from the files."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def assert_nothing_is_cut_off(figure: Figure) -> None:
         for text in [*axes.texts, *around]:
             box = text.get_window_extent()
             if text.get_visible() and text.get_text():
-                inside = box.x0 >= -1 and box.x1 <= edges.x1 + 1 and box.y0 >= -1 and box.y1 <= edges.y1 + 1
+                inside = box.x0 >= 5 and box.x1 <= edges.x1 - 5 and box.y0 >= 5 and box.y1 <= edges.y1 - 5
                 assert inside, f"{text.get_text()!r} at {box} leaves the picture {edges}"
 
 
@@ -64,7 +65,7 @@ def lines(figure: Figure, panel: int) -> dict[str, np.ndarray]:
 
 def test_training_curves_show_loss_accuracy_and_learning_rate(figures: list[Figure], tmp_path: Path) -> None:
     records = [train(step, loss=2 - step / 100, learning_rate=0.1) for step in range(0, 100, 2)]
-    records += [val(50, loss=1.6, accuracy=0.4), val(100, loss=1.2, accuracy=0.6)]
+    records += [val(20, loss=None, accuracy=None), val(50, loss=1.6, accuracy=0.4), val(100, loss=1.2, accuracy=0.6)]
     path = plotting.training_curves(records, tmp_path / "plots" / "curves.png", note="generated sample data")
     assert imread(path).shape[2] == 4
     assert [axes.get_ylabel() for axes in figures[0].axes] == ["loss", "accuracy (%)", "learning rate"]
@@ -131,10 +132,12 @@ def test_confusion_matrix_of_100_classes_lists_the_worst_pairs_instead_of_number
     matrix = 90 * np.eye(100, dtype=int)
     matrix[7, 3] = 30
     matrix[12, 99] = 10
-    plotting.confusion_matrix(matrix, [f"a long class name {i}" for i in range(100)], tmp_path / "confusion.png")
+    plotting.confusion_matrix(
+        matrix, [f"an endlessly long class name {i}" for i in range(100)], tmp_path / "confusion.png"
+    )
     figure = figures[0]
     assert not figure.axes[0].texts
-    assert len(figure.axes[0].get_yticklabels()) == 10
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["an endlessly long c…"] * 10
     listed = "\n".join(text.get_text() for text in figure.axes[1].texts)
     assert "25 % (30)" in listed
     assert "10 % (10)" in listed
@@ -186,6 +189,14 @@ def test_misclassified_images_are_the_most_confident_mistakes(
     assert [axes.get_title() for axes in panels] == ["dog →\ncat 97 %", "dog →\ncat 90 %"]
     np.testing.assert_array_equal(panels[0].images[0].get_array(), images[3])
     assert "2 of 3 wrongly classified images: true class → predicted class" in texts(figures[0])
+
+
+def test_captions_of_long_names_do_not_run_into_each_other(figures: list[Figure], tmp_path: Path) -> None:
+    images = np.zeros((5, 32, 32, 3), dtype=np.uint8)
+    names = ["an enormously wide name", "another enormous name"]
+    plotting.misclassified_images(images, [0] * 5, [1] * 5, [0.9999] * 5, names, tmp_path / "images.png")
+    captions = [axes.title.get_window_extent() for axes in figures[0].axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(captions))
 
 
 def test_without_mistakes_the_picture_says_so(figures: list[Figure], tmp_path: Path) -> None:
@@ -242,9 +253,9 @@ def test_comparison_of_values_close_together_says_that_the_axis_does_not_begin_a
 
 
 def test_scaling_labels_the_efficiency(figures: list[Figure], tmp_path: Path) -> None:
-    plotting.scaling([4, 1, 2], [[300.0, 340.0], [100.0, 100.0], [180.0, 180.0]], tmp_path / "scaling.png")
-    assert lines(figures[0], 0)["ideal: proportional"].tolist() == [[1, 100], [2, 200], [4, 400]]
-    assert lines(figures[0], 0)["mean"].tolist() == [[1, 100], [2, 180], [4, 320]]
+    plotting.scaling([8, 2, 4], [[300.0, 340.0], [100.0, 100.0], [180.0, 180.0]], tmp_path / "scaling.png")
+    assert lines(figures[0], 0)["ideal: proportional"].tolist() == [[2, 100], [4, 200], [8, 400]]
+    assert lines(figures[0], 0)["mean"].tolist() == [[2, 100], [4, 180], [8, 320]]
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["100 %", "90 %", "80 %"]
     assert_nothing_is_cut_off(figures[0])
 

@@ -125,6 +125,7 @@ def test_report_shows_what_the_run_left(run_dir: Path) -> None:
     ):
         assert words in text
     assert "Generated sample" not in text
+    assert sum(attributes.get("class") == "changed" for _, attributes in Page(path).tags) == 1
 
 
 def test_text_from_files_is_escaped(run_dir: Path) -> None:

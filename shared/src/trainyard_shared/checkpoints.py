@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainyard_shared.errors import DataError
+from trainyard_shared.errors import DataError, TrainyardError
 from trainyard_shared.results import write_atomically
 
 MANIFEST = "manifest.json"
@@ -45,15 +45,29 @@ class CheckpointFolder:
             temporary.mkdir(parents=True)
             yield temporary
             hashes = {str(file.relative_to(temporary)): _sha256(file) for file in _files(temporary)}
-            write_atomically(temporary / MANIFEST, json.dumps({"step": step, **facts, "sha256": hashes}, indent=2))
+            content = {"step": step, **facts, "sha256": hashes}
+            content |= {"sha256_of_all_above": _sha256_of_facts(content)}
+            write_atomically(temporary / MANIFEST, json.dumps(content, indent=2))
             for file in _files(temporary):
                 _sync(file)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             _sync(self.path)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its stream writer.
+            if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+                raise
+            free = shutil.disk_usage(self.path.parent).free
+            raise TrainyardError(
+                f"error: the checkpoint of step {step} cannot be written to {self.path}: "
+                f"{getattr(error, 'strerror', None) or error} ({free // 1024} KiB free there)"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for folder in self._all()[: -self.keep]:
+        folders = self._all()
+        up_to_this = folders.index(final) + 1
+        # Later steps are what a run left that had to fall back to an older checkpoint: it comes to them again.
+        for folder in folders[: max(up_to_this - self.keep, 0)] + folders[up_to_this:]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def newest(self, warn: Callable[[str], None]) -> Path | None:
@@ -76,8 +90,10 @@ class CheckpointFolder:
     def damage(folder: Path) -> str | None:
         """Say what is wrong with a checkpoint, None if every byte is as it was written."""
         try:
-            hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-            for name, expected in hashes.items():
+            content = manifest(folder)
+            if content.pop("sha256_of_all_above") != _sha256_of_facts(content):
+                return f"{MANIFEST} has changed"
+            for name, expected in content["sha256"].items():
                 if _sha256(folder / name) != expected:
                     return f"{name} has changed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,6 +119,10 @@ def _files(folder: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_facts(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

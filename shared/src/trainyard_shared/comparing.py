@@ -60,7 +60,8 @@ def run_variants(
     Raises:
         TrainyardError: a run failed; its own message was printed.
     """
-    outcomes, total = [], seeds * len(variants)
+    outcomes: list[Outcome] = []
+    total = seeds * len(variants)
     for seed in range(seeds):
         for variant in variants:
             out_dir = folder / "runs" / f"{variant.name}-seed{seed}".replace(" ", "-")
@@ -95,7 +96,9 @@ def rows(outcomes: Sequence[Outcome], values: Mapping[str, Callable[[dict[str, A
     return [
         {
             "variant": name,
-            "values": {metric: [read(o.summary) for o in outcomes if o.variant == name] for metric, read in values.items()},
+            "values": {
+                metric: [read(o.summary) for o in outcomes if o.variant == name] for metric, read in values.items()
+            },
         }
         for name in names
     ]

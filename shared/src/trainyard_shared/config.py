@@ -5,7 +5,7 @@ flags of the command line. Values from both meet in one dictionary that pydantic
 the same message wherever it was written:
 
     error: --learning-rate: -1 is not allowed: must be greater than 0
-    error: my.yaml: 'epohcs' is no field of train; perhaps you meant 'epochs'
+    error: my.yaml: 'epohcs' is no field of train; perhaps you meant epochs
 
 argparse only splits the command line. No backend is imported here: `--help` and every error answer at once.
 """
@@ -44,7 +44,7 @@ class RunConfig:
     """What every training command takes, whatever it trains."""
 
     data: Literal["sample", "real"] = "sample"
-    """`sample`: data generated on the spot, offline; `real`: the data set itself, downloaded unless --data-dir is given"""
+    """sample: data generated on the spot, offline; real: the data set itself, downloaded unless --data-dir is given"""
     data_dir: Path | None = None
     """folder that holds the real data; default: the environment variable TRAINYARD_DATA_DIR, then the download cache"""
     out_dir: Path = Path("results")
@@ -122,9 +122,10 @@ def parse(
         path = resume / "config.yaml"
         if not path.is_file():
             raise UsageError(f"error: --resume {resume}: no run folder: it has no config.yaml")
-        from_file, source, name = read_yaml(path), str(path), resume.name.partition("-")[2].partition("-")[2]
+        from_file, source = read_yaml(path), str(path)
+        name = resume.resolve().name.partition("-")[2].partition("-")[2]
     elif presets is not None:
-        path_or_preset, name = _find_config(chosen or default_preset, presets)
+        path_or_preset, name = find_config(default_preset if chosen is None else chosen, presets)
         from_file, source = read_yaml(path_or_preset), path_or_preset.name
     config = validate(config_class, from_file | given, source=source, flags=frozenset(given), prog=prog)
     return Parsed(config, name, tuple(_changed(config)), resume)
@@ -144,18 +145,16 @@ def validate(
         UsageError: one line for each wrong value.
     """
     names = field_names(config_class)
-    findings = []
-    for key, value in values.items():
-        # pydantic would take true for 1; in a file of numbers it is far more likely a mistake.
-        if isinstance(value, bool) and key in names and not _takes_bool(config_class, key):
-            findings.append(f"{_where(key, source, flags)}: {_show(value)} is not allowed: must be a number or text")
+    # pydantic would take true for 1; as text it is refused wherever a number is wanted.
+    values = {
+        key: _bool_as_text(value) if key in names and not _takes_bool(config_class, key) else value
+        for key, value in values.items()
+    }
     try:
-        config = TypeAdapter(config_class).validate_python(dict(values))
+        return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
-        findings += _messages(error, config_class, values, source, flags, prog)
-    if findings:
-        raise UsageError("\n".join(f"error: {finding}" for finding in findings))
-    return config
+        findings = _messages(error, config_class, values, source, flags, prog)
+        raise UsageError("\n".join(f"error: {finding}" for finding in findings)) from error
 
 
 def load_preset(config_class: type[C], path: Path | Traversable) -> C:
@@ -173,16 +172,31 @@ def preset_names(presets: Traversable) -> list[str]:
     return [entry.name.removesuffix(".yaml") for entry in presets.iterdir() if entry.name.endswith(".yaml")]
 
 
+def find_config(chosen: str, presets: Traversable) -> tuple[Path | Traversable, str]:
+    """Return the YAML file that `--config chosen` means, a preset or a path, and its name; UsageError if none."""
+    if chosen in preset_names(presets):
+        return presets / f"{chosen}.yaml", chosen
+    path = Path(chosen)
+    if path.is_file():
+        return path, path.stem
+    names = sorted(preset_names(presets))
+    raise UsageError(
+        f"error: --config {chosen}: no preset and no file of this name; presets: {', '.join(names)}"
+        + _perhaps(chosen, names)
+    )
+
+
 def read_yaml(path: Path | Traversable) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises UsageError naming file and line if it holds none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"error: {path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2030-13-01
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"error: {path.name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise UsageError(f"error: {path.name}{line}: not valid YAML: {problem}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -225,10 +239,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused by the base class
+            if key_node.value in seen:
+                problem = f"'{key_node.value}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -253,7 +269,7 @@ def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
         flag, default = "--" + name.replace("_", "-"), getattr(defaults, name)
         shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{descriptions.get(name, '')} (default: {shown})".replace("%", "%%")
-        if hints[name] is bool:
+        if _takes_bool(config_class, name):
             group.add_argument(
                 flag, dest=name, help=text, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
             )
@@ -299,19 +315,6 @@ def _metavar(hint: Any) -> str:
     if origin is tuple:
         return _metavar(arguments[0])
     return {"str": "TEXT", "Path": "PATH", "int": "INT", "float": "FLOAT"}.get(hint.__name__, hint.__name__.upper())
-
-
-def _find_config(chosen: str, presets: Traversable) -> tuple[Path | Traversable, str]:
-    if chosen in preset_names(presets):
-        return presets / f"{chosen}.yaml", chosen
-    path = Path(chosen)
-    if path.is_file():
-        return path, path.stem
-    names = sorted(preset_names(presets))
-    raise UsageError(
-        f"error: --config {chosen}: no preset and no file of this name; presets: {', '.join(names)}"
-        + _perhaps(chosen, names)
-    )
 
 
 def _refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser, prog: str) -> None:
@@ -392,7 +395,15 @@ def _takes_bool(config_class: type, name: str) -> bool:
     return hint is bool or bool in typing.get_args(hint)
 
 
+def _bool_as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bool_as_text(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _show(value: Any) -> str:
+    if value is None:
+        return "null"
     return repr(value) if isinstance(value, str) and not value.strip() else str(value)
 
 

@@ -11,9 +11,9 @@ fresh processes each time.
 
 import contextlib
 import dataclasses
+import errno
 import faulthandler
 import functools
-import glob
 import importlib
 import json
 import os
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainyard_shared.errors import TrainyardError, UsageError
-from trainyard_shared.results import reserve_run_dir
+from trainyard_shared.results import RunFolder, read_json, reserve_run_dir
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 # How long the other processes may take to end by themselves once one has failed, and to save when told to stop.
 FAILURE_GRACE_S = 5.0
 STOP_GRACE_S = 120.0
+# Exit status of a process that was asked to stop and has saved its state.
+STOPPED = 128 + signal.SIGTERM
 
 
 def is_worker() -> bool:
@@ -100,21 +102,25 @@ def launch(
     processes = _default_nproc() if nproc == "auto" else int(nproc)
     threads = max(1, _cores() // processes) if num_threads == "auto" else int(num_threads)
     with _Signals() as signals:
-        for restart in range(max_restarts + 1):
-            failure = _run_once(module, argv, processes, threads, run_dir, restart, signals)
+        restarts = 0
+        while failure := _run_once(module, argv, processes, threads, run_dir, restarts, signals):
             if signals.received:
-                _remove_if_empty(run_dir)
+                if not failure.worth_a_restart and failure.exit_status != STOPPED:
+                    _say(failure.message)  # saving failed, say
+                if _close(run_dir, "interrupted"):
+                    _say(f"stopped; to go on: train --resume {run_dir}")
                 return 128 + signals.received
-            if failure is None:
-                return 0
-            if not failure.worth_a_restart or restart == max_restarts:
+            if not failure.worth_a_restart or restarts == max_restarts:
                 break
-            _say(f"{failure.message}; starting all {processes} processes again ({restart + 1} of {max_restarts})")
+            restarts += 1
+            _say(f"{failure.message}; starting all {processes} processes again ({restarts} of {max_restarts})")
+        else:
+            return 0
     message = failure.message
     if failure.worth_a_restart and max_restarts:
         message += f"; gave up after {max_restarts} restarts"
     _say(message)
-    _remove_if_empty(run_dir)
+    _close(run_dir, "failed")
     return failure.exit_status
 
 
@@ -156,7 +162,7 @@ def _run_once(
             stack.callback(_kill, worker)
         os.close(reading)
         _watch(workers, signals)
-        return None if signals.received else _failure(workers, Path(errors))
+        return _failure(workers, Path(errors))
 
 
 def _watch(workers: list[subprocess.Popen], signals: "_Signals") -> None:
@@ -168,8 +174,8 @@ def _watch(workers: list[subprocess.Popen], signals: "_Signals") -> None:
             for worker in workers:
                 with contextlib.suppress(ProcessLookupError):
                     worker.send_signal(signal.SIGTERM)
-        failed = any(worker.poll() not in (None, 0) for worker in workers)
-        if failed and not told:
+        well = (None, 0, STOPPED) if told else (None, 0)
+        if any(worker.poll() not in well for worker in workers):
             deadline = min(deadline, time.monotonic() + FAILURE_GRACE_S)
         if time.monotonic() > deadline or signals.count > 1:
             for worker in workers:
@@ -184,18 +190,21 @@ def _failure(workers: list[subprocess.Popen], errors: Path) -> _Failure | None:
     reports = sorted((json.loads(path.read_text()) for path in errors.glob("*.json")), key=lambda r: r["time"])
     own_faults = [report for report in reports if report["kind"] != "lost peer"]
     if own_faults:
-        first = min(own_faults, key=lambda r: r["rank"]) if own_faults[0]["kind"] == "user" else own_faults[0]
-        return _Failure(first["message"], first["exit_status"], worth_a_restart=False)
+        return _Failure(own_faults[0]["message"], own_faults[0]["exit_status"], worth_a_restart=False)
+    if all(status in (0, STOPPED) for status in statuses):
+        return _Failure("a process was asked to stop", STOPPED, worth_a_restart=False)
     # Those killed by this process (because another had failed) have no say, unless nothing else explains the end.
-    silent = [number for number, status in enumerate(statuses) if status and not (errors / f"{number}.json").exists()]
-    killed = [number for number in silent if statuses[number] < 0 and not getattr(workers[number], "killed", False)]
-    if killed:
-        number = killed[0]
-        name = signal.Signals(-statuses[number]).name
+    silent = [(n, status) for n, status in enumerate(statuses) if not (errors / f"{n}.json").exists()]
+    for number, status in silent:
+        if status >= 0 or getattr(workers[number], "killed", False):
+            continue
+        name = signal.Signals(-status).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return _Failure(f"process {number} of {len(workers)} was killed by {name}{hint}", 1, worth_a_restart=True)
-    if silent and statuses[silent[0]] > 0:
-        return _Failure(f"process {silent[0]} ended with status {statuses[silent[0]]}", 1, worth_a_restart=False)
+    for number, status in silent:
+        if status > 0 and status != STOPPED:
+            message = f"process {number} of {len(workers)} ended with status {status}"
+            return _Failure(message, status, worth_a_restart=False)
     return _Failure(reports[0]["message"] if reports else "a process was lost", 1, worth_a_restart=True)
 
 
@@ -236,9 +245,17 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _remove_if_empty(run_dir: Path) -> None:
-    with contextlib.suppress(OSError):
-        run_dir.rmdir()
+def _close(run_dir: Path, state: str) -> bool:
+    """Note in the run's summary how it ended, and return True; a folder without a run in it is removed if empty."""
+    summary = run_dir / "summary.json"
+    if not summary.is_file():
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
+        return False
+    if read_json(summary).get("state") != "running":
+        return False
+    RunFolder(run_dir).write_summary({"state": state})
+    return True
 
 
 def _free_port() -> int:
@@ -260,10 +277,10 @@ def _num_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1", "NoDevFiles")])
-    found = len(glob.glob("/proc/driver/nvidia/gpus/*"))
+    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     if not found and shutil.which("nvidia-smi"):
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-        found = listing.stdout.count("GPU ") if listing.returncode == 0 else 0
+        found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
     return found
 
 
@@ -283,7 +300,7 @@ class StopRequest:
     requested = False
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, it reports no error
     """Raised by a training loop that saved its state because it was asked to stop."""
 
 
@@ -300,11 +317,14 @@ def run_worker(work: Callable[[], object]) -> int:
     try:
         work()
     except Interrupted:
-        status = 128 + signal.SIGTERM
+        status = STOPPED
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE  # nobody reads the output any more: `train | head`
     except BaseException as error:
         status = _report(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -332,6 +352,18 @@ def run_dir(out_dir: Path, package: str, config_name: str, resume: Path | None) 
     return Path(shared[0])
 
 
+def leave_together() -> None:
+    """Wait until all processes are done; the last thing a worker does.
+
+    It takes the place of `destroy_process_group`. In torch 2.13 that leaves the Gloo group to be freed together with
+    the DDP module, while Python's global lock is held; a thread of the group that waits for this lock then waits
+    forever (seen once in some ten runs). `run_worker` ends the process without freeing anything.
+    """
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
 def choose_device(device: str) -> "torch.device":
     """Return this process's device for the config value `auto`, `cpu` or `cuda`.
 
@@ -343,8 +375,7 @@ def choose_device(device: str) -> "torch.device":
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and gpus < local_world_size():
         raise UsageError(
-            f"error: --device cuda: {local_world_size()} processes on this machine, but {gpus} GPUs; "
-            f"use --nproc {gpus}"
+            f"error: --device cuda: {local_world_size()} processes on this machine, but {gpus} GPUs; use --nproc {gpus}"
             if gpus
             else "error: --device cuda: torch finds no GPU here; use --device cpu"
         )
@@ -388,8 +419,10 @@ def _follow_lifeline() -> None:
 
 
 def _report(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return error.code or 0
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        error = TrainyardError(f"error: {error.filename or 'the results'}: cannot be written: {error.strerror}")
     user = isinstance(error, TrainyardError)
     status = error.exit_status if isinstance(error, TrainyardError) else 1
     if user:
@@ -419,7 +452,9 @@ def _is_lost_peer(error: BaseException) -> bool:
         return False
     signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "read error")
     text = str(error).lower()
-    return "DistBackendError" in names or any(sign in text for sign in signs) or ("gloo" in text and "timed out" in text)
+    return (
+        "DistBackendError" in names or any(sign in text for sign in signs) or ("gloo" in text and "timed out" in text)
+    )
 
 
 def _torchrun_run_dir(out_dir: Path, package: str, config_name: str) -> str:

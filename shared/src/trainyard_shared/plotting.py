@@ -116,7 +116,7 @@ def confusion_matrix(
     num_classes = len(counts)
     support = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(support, 1)
-    names = [_plain(name) for name in class_names]
+    names = [_plain(_shortened(name, 20)) for name in class_names]
     with_pairs = num_classes > MAX_CLASSES_WITH_NAMES
     height = 4.2 if num_classes <= 4 else 5.6
     with _picture(path, WIDTH, height + (1.8 if with_pairs else 0), title, subtitle, note) as figure:
@@ -232,8 +232,8 @@ def misclassified_images(
             axes.set_axis_off()
         for axes, index in zip(grid.flat, worst, strict=False):
             axes.imshow(images[index], interpolation="nearest")
-            of, taken_for = (_plain(_shortened(class_names[which[index]], 17)) for which in (true, predicted))
-            axes.set_title(f"{of} →\n{taken_for} {_percent(certain[index])}", fontsize=8, pad=3)
+            of, taken_for = (_plain(_shortened(class_names[which[index]], 13)) for which in (true, predicted))
+            axes.set_title(f"{of} →\n{taken_for} {_percent(certain[index])}", fontsize=7.5, pad=3)
     return path
 
 
@@ -361,14 +361,16 @@ def _picture(
         for text, per_inch in ((title, 8.5), (subtitle, 12.5), (note, 12.5))
     )
     header = 0.16 + 0.26 * len(title_lines) + 0.2 * len(subtitle_lines)
-    footer = 0.16 + 0.2 * len(note_lines) if note_lines else 0.0
+    footer = 0.16 + 0.2 * len(note_lines) if note_lines else 0.08
     total = header + height + footer
     # From matplotlib's defaults, whatever the user's own matplotlibrc says. The settings belong to the whole process:
     # rc_context puts them back. The backend is left alone, since the canvas is chosen here.
     settings: Any = {**matplotlib.rcParamsDefault, **STYLE}
     del settings["backend"]
     with matplotlib.rc_context(settings):
-        below_header = ConstrainedLayoutEngine(rect=(0.012, footer / total, 0.976, height / total), h_pad=0.08)
+        area = (0.012, footer / total, 0.976, height / total)
+        # compress: square cells and images take less room than the layout would give them; without it labels slip out.
+        below_header = ConstrainedLayoutEngine(rect=area, h_pad=0.08, compress=True)
         figure = Figure(figsize=(width, total), dpi=DPI, layout=below_header)
         FigureCanvasAgg(figure)
         left, top = 0.12 / width, 1 - 0.1 / total
@@ -394,9 +396,9 @@ def _only_words(words: str, path: Path, title: str, subtitle: str | None, note: 
 
 
 def _curve(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[NDArray, NDArray]:
-    """Return steps and values of one curve, sorted, each step once; a value that is no number is NaN."""
-    # NaN and infinity are text in JSON.
-    points = {record["step"]: float(record[name]) for record in records if record["kind"] == kind and name in record}
+    """Return steps and values of one curve, sorted, each step once."""
+    of_kind = [record for record in records if record["kind"] == kind and record.get(name) is not None]
+    points = {record["step"]: float(record[name]) for record in of_kind}  # NaN and infinity are text in JSON
     steps = np.array(sorted(points), dtype=np.float64)
     return steps, np.array([points[step] for step in steps], dtype=np.float64)
 

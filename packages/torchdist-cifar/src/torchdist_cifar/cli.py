@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, download. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence

@@ -109,8 +109,8 @@ class EvaluateConfig:
 class CompareConfig:
     """Train with 1 process and with N at the same global batch: speed-up, efficiency, equal accuracy."""
 
-    base: str = "sample"
-    """preset or YAML file that all variants share"""
+    config: str = "sample"
+    """preset or YAML file of train that all variants share"""
     data_dir: Path | None = None
     """folder that holds the real data, as for train"""
     nproc: tuple[PositiveInt, ...] = (1, 2)
@@ -120,7 +120,7 @@ class CompareConfig:
     seeds: PositiveInt = 3
     """runs of each variant, with seeds 0, 1, ..."""
     epochs: PositiveInt | None = None
-    """epochs of each run; default: as in base"""
+    """epochs of each run; default: as in the config"""
     out_dir: Path = Path("results")
     """folder for the comparison; runs finished there before are not made again when --resume names it"""
     resume: Path | None = None

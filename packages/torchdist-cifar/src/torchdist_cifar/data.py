@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 from trainyard_shared.datasets.cifar import ImageDataset, load_cifar, load_sample
 
 from torchdist_cifar.config import TrainConfig
@@ -148,6 +147,9 @@ class _Augmented(Dataset):
     """Single images for a DataLoader, augmented by torchvision: what most training scripts do."""
 
     def __init__(self, images: Tensor, config: TrainConfig) -> None:
+        # Imported here: torchvision takes as long to import as torch itself, and the fast path does without.
+        from torchvision.transforms import v2
+
         self.images, self.seed, self.mode = images, config.seed, config.flip
         self.start_epoch(0)
         transforms: list = []

@@ -128,7 +128,7 @@ def test_and_report(
         }
         for index, name in enumerate(dataset.class_names)
     ]
-    note = "generated sample data" if dataset.kind == "sample" else None
+    note = "generated sample data" if dataset.kind == "sample" else ""
     names, plots = dataset.class_names, folder.plots
     plotting.training_curves(folder.records(), plots / "curves.png", note=note)
     plotting.confusion_matrix(confusion, names, plots / "confusion_matrix.png", note=note)
@@ -186,8 +186,7 @@ def evaluate(run: Path, config: EvaluateConfig) -> None:
     layout = torch.channels_last if trained.channels_last else torch.contiguous_format
     folder = results.RunFolder(run)
     test_and_report(model.to(device, memory_format=layout), dataset, trained, device, folder, {})
-    dist.barrier()
-    dist.destroy_process_group()
+    launch.leave_together()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(channels, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Classify (N, 3, 32, 32) normalised images: (N, K) logits."""
         x = self.blocks(torch.relu(self.stem(images)))
         return self.head(self.pool(x).flatten(1)) * self.OUTPUT_SCALE
 
@@ -85,6 +86,7 @@ class _Block(nn.Module):
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H/2, W/2)."""
         x = torch.relu(self.norm1(self.pool(self.conv1(x))))
         return torch.relu(self.norm2(self.conv2(x)))
 
@@ -103,6 +105,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Classify (N, 3, 32, 32) normalised images: (N, K) logits."""
         return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
 
 
@@ -125,6 +128,7 @@ class _Residual(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride)."""
         return torch.relu(self.path(x) + self.shortcut(x))
 
 
@@ -151,4 +155,5 @@ class VGG(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Classify (N, 3, 32, 32) normalised images: (N, K) logits."""
         return self.head(self.features(images).flatten(1))

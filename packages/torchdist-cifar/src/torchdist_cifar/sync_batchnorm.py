@@ -14,6 +14,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of all processes; same parameters, buffers and state dict."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) over the images of all processes; when evaluating, by the running statistics."""
         if not self.training:
             return super().forward(x)
         # x: (N, C, H, W). The sums of all processes, not the mean of their means: shares may differ in size.

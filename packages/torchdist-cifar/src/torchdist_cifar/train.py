@@ -14,13 +14,12 @@ import datetime
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from trainyard_shared import console, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
@@ -28,6 +27,7 @@ from trainyard_shared.config import Parsed, to_yaml
 from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.errors import TrainyardError, UsageError
 from trainyard_shared.tensors import memory
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 from torchdist_cifar import data, evaluate, sync_batchnorm
 from torchdist_cifar.config import TrainConfig
@@ -44,6 +44,8 @@ def train(parsed: Parsed[TrainConfig]) -> None:
         TrainyardError: data, device or settings do not fit; the message says how.
     """
     config = parsed.config
+    if not config.compile:
+        postpone_dynamo()
     device = launch.choose_device(config.device)
     # [dist] NCCL between GPUs, Gloo between CPUs. A peer that is silent for longer than the time-out is given up.
     timeout = datetime.timedelta(seconds=config.collective_timeout_s)
@@ -53,14 +55,16 @@ def train(parsed: Parsed[TrainConfig]) -> None:
     run = Run(parsed, dataset, device)
     if dist.get_rank() == 0:
         run.announce()
-    with console.TrainingProgress(run.total_images, run.used_before_epoch() + run.used, show=dist.get_rank() == 0) as progress:
+    with console.TrainingProgress(
+        run.total_images, run.used_before_epoch() + run.used, show=dist.get_rank() == 0
+    ) as progress:
         while run.epoch < config.epochs:
             run.train_epoch(progress)
             run.validate(progress)
             run.epoch, run.used = run.epoch + 1, 0
             run.save()
     run.finish()
-    dist.destroy_process_group()
+    launch.leave_together()
 
 
 class Run:
@@ -308,6 +312,12 @@ class Run:
                 f"batch normalisation uses the statistics of {config.micro_batch_size} images (one micro-batch), not "
                 f"of all {batches.global_batch_size}; --norm sync_batch uses those of all processes"
             )
+        if self.device.type == "cpu" and config.device == "auto" and torch.cuda.is_available():
+            gpus = torch.cuda.device_count()
+            self.notes.append(
+                f"on the CPU, because {launch.local_world_size()} processes cannot share {gpus} GPU(s); "
+                f"--nproc {gpus} uses them"
+            )
         predicted = self.predicted_bytes()
         total = sum(predicted.values())
         parts = ", ".join(f"{name} {console.bytes_text(count)}" for name, count in predicted.items())
@@ -328,7 +338,7 @@ class Run:
         console.preflight(f"{PACKAGE}: training '{self.parsed.config_name}'", facts, self.notes)
         if not (self.folder.path / "config.yaml").exists():
             results.write_atomically(self.folder.path / "config.yaml", to_yaml(config))
-        self.folder.write_summary(self.summary("running") | {"started_at": results.now()} if not self.step else {})
+        self.folder.write_summary(self.summary("running") | ({} if self.step else {"started_at": results.now()}))
 
     def predicted_bytes(self) -> dict[str, int]:
         """Predict what each process holds on its device during a step."""

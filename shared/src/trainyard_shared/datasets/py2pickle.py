@@ -40,6 +40,11 @@ def read(path: Path) -> dict[str, Value]:
         content = {_plain(key): _plain(value) for key, value in content.items()}
     except DataError:
         raise
+    except KeyError as error:
+        raise DataError(
+            f"{path} ({size:,} bytes) is damaged or no CIFAR file: it has the instruction or reference {error} near "
+            f"byte {stream.tell():,}, which no CIFAR file has."
+        ) from error
     except Exception as error:
         # A damaged pickle can fail in any way at all.
         raise DataError(
@@ -158,7 +163,7 @@ class _DataUnpickler(pickle._Unpickler):
     def _build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        # The standard instruction also sets attributes of functions and classes.
+        # The standard instruction also sets attributes of functions.
         if type(target) not in (_Array, _Dtype):
             raise ValueError("state for something that has none")
         target.__setstate__(state)

@@ -16,7 +16,7 @@ def tensor_bytes(tensors: Iterable[Any]) -> int:
     for tensor in tensors:
         if torch.is_tensor(tensor):
             storage = tensor.untyped_storage()
-            storages[storage.data_ptr() or id(storage)] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
 
 
@@ -37,13 +37,14 @@ def activation_bytes(model: nn.Module, *inputs: torch.Tensor, autocast: torch.dt
         autocast: dtype of mixed precision, None for full precision.
     """
     twin = copy.deepcopy(model).to("meta").train()
-    own = {id(tensor) for tensor in [*twin.parameters(), *twin.buffers()]}
+    # Views of one tensor share memory. Storages on `meta` have no address, so their object tells them apart.
+    own = {tensor.untyped_storage()._cdata for tensor in [*twin.parameters(), *twin.buffers()]}
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in own and not isinstance(tensor, nn.Parameter):
-            # Views of one tensor share memory. Storages on `meta` have no address, so their object tells them apart.
-            kept[tensor.untyped_storage()._cdata] = tensor
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept[storage] = tensor
         return tensor
 
     with (
