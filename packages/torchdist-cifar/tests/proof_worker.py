@@ -34,7 +34,7 @@ def main(folder: Path, cases: dict) -> None:
         while run.epoch < config.epochs:
             run.train_epoch(progress)
             run.epoch, run.used = run.epoch + 1, 0
-        images = torch.from_numpy(run.dataset.test_images[:101])
+        images = torch.from_numpy(run.dataset.train_images[:101])
         logits = evaluate.predict(run.model, images, config, torch.device("cpu"), flip=False).logits
         outcome[name] = {
             "losses": {r["step"]: r["loss"] for r in read_records(run_dir)},

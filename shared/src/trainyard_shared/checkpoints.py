@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,8 +55,8 @@ class CheckpointFolder:
             temporary.rename(final)
             _sync(self.path)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its stream writer.
-            if isinstance(error, RuntimeError) and "StreamWriter" not in str(error):
+            # torch reports a full disk as a RuntimeError of its file writer.
+            if isinstance(error, RuntimeError) and not re.search("StreamWriter|inline_container", str(error)):
                 raise
             free = shutil.disk_usage(self.path.parent).free
             raise TrainyardError(

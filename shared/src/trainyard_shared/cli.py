@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from trainyard_shared.config import _perhaps
-from trainyard_shared.errors import TrainyardError
+from trainyard_shared.errors import TrainyardError, message
 
 Command = Callable[[Sequence[str]], int | None]
 
@@ -24,7 +24,7 @@ def command(function: Command) -> Callable[..., int]:
             return function(sys.argv[1:] if argv is None else argv) or 0
         except TrainyardError as error:
             if os.environ.get("RANK", "0") == "0":
-                print(error, file=sys.stderr)
+                print(message(error), file=sys.stderr)
             return error.exit_status
         except KeyboardInterrupt:
             return 130

@@ -77,7 +77,7 @@ def run_variants(
                 if result.returncode or finished is None:
                     raise TrainyardError(
                         f"error: '{variant.name}' with seed {seed} failed with status {result.returncode}; "
-                        f"to see it run: {shlex.join(command[1:])}"
+                        f"to see it run: {shlex.join(['python', *command[1:]])}"
                     )
             else:
                 say(f"[{number}/{total}] {variant.name}, seed {seed}: finished before")

@@ -230,7 +230,7 @@ def to_flags(values: Mapping[str, Any]) -> list[str]:
 
 def field_names(config_class: type) -> list[str]:
     """Names of the fields of a config class, inherited ones first."""
-    return [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return [field.name for field in dataclasses.fields(config_class)]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

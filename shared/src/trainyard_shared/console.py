@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -60,10 +60,8 @@ class TrainingProgress:
         if show and sys.stdout.isatty():
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=None),  # what the others leave, so that all of it fits into 80 columns
                 TaskProgressColumn(),
-                TimeElapsedColumn(),
-                TextColumn("elapsed,"),
                 TimeRemainingColumn(),
                 TextColumn("to go"),
             )

@@ -15,3 +15,9 @@ class UsageError(TrainyardError):
 
 class DataError(TrainyardError):
     """Data or weights are missing, incomplete, corrupt or not of the expected form."""
+
+
+def message(error: TrainyardError) -> str:
+    """Return what to print for an error: its text, which begins with `error:` whoever raised it."""
+    text = str(error)
+    return text if text.startswith("error:") else f"error: {text}"

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainyard_shared.errors import TrainyardError, UsageError
+from trainyard_shared.errors import message as message_of
 from trainyard_shared.results import RunFolder, read_json, reserve_run_dir
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _failure(workers: list[subprocess.Popen], errors: Path) -> _Failure | None:
     own_faults = [report for report in reports if report["kind"] != "lost peer"]
     if own_faults:
         return _Failure(own_faults[0]["message"], own_faults[0]["exit_status"], worth_a_restart=False)
-    if all(status in (0, STOPPED) for status in statuses):
+    if STOPPED in statuses:
         return _Failure("a process was asked to stop", STOPPED, worth_a_restart=False)
     # Those killed by this process (because another had failed) have no say, unless nothing else explains the end.
     silent = [(n, status) for n, status in enumerate(statuses) if not (errors / f"{n}.json").exists()]
@@ -202,7 +203,7 @@ def _failure(workers: list[subprocess.Popen], errors: Path) -> _Failure | None:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return _Failure(f"process {number} of {len(workers)} was killed by {name}{hint}", 1, worth_a_restart=True)
     for number, status in silent:
-        if status > 0 and status != STOPPED:
+        if status > 0:
             message = f"process {number} of {len(workers)} ended with status {status}"
             return _Failure(message, status, worth_a_restart=False)
     return _Failure(reports[0]["message"] if reports else "a process was lost", 1, worth_a_restart=True)
@@ -426,7 +427,7 @@ def _report(error: BaseException) -> int:
     user = isinstance(error, TrainyardError)
     status = error.exit_status if isinstance(error, TrainyardError) else 1
     if user:
-        kind, message = "user", str(error)
+        kind, message = "user", message_of(error)
     else:
         kind = "lost peer" if _is_lost_peer(error) else "error"
         text = "".join(traceback.format_exception(error)).rstrip()

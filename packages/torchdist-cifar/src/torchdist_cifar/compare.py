@@ -119,7 +119,9 @@ def conclusions(rows: list[dict[str, Any]], processes: list[int]) -> list[str]:
         if len(own) == 1:
             sentences.append("One seed says nothing of whether the accuracies differ.")
         elif overlap:
-            sentences.append(f"{row['variant']}: no difference in accuracy to be seen at {len(own)} seeds (ranges overlap).")
+            sentences.append(
+                f"{row['variant']}: no difference in accuracy to be seen at {len(own)} seeds (ranges overlap)."
+            )
         else:
             sentences.append(f"{row['variant']}: the accuracies differ at {len(own)} seeds (ranges do not overlap).")
     return sentences

@@ -4,10 +4,33 @@
 with b images each normalise exactly as one process with N*b images would.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+
+
+class AllReduceSum(torch.autograd.Function):
+    """The sum over all processes, with a gradient.
+
+    Every process's output holds every process's input, so the gradient of an input is the sum of the gradients of all
+    outputs: the backward pass is an all-reduce too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the sum; same shape as `values`."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of all processes' gradients."""
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -20,8 +43,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         # x: (N, C, H, W). The sums of all processes, not the mean of their means: shares may differ in size.
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), count])
-        # The all-reduce of torch.distributed.nn has a backward pass: an all-reduce of the gradients of the sums.
-        sums = dist_nn.all_reduce(sums)
+        sums = AllReduceSum.apply(sums)
         total, squares, count = sums[: x.shape[1]], sums[x.shape[1] : -1], sums[-1]
         mean = total / count
         variance = squares / count - mean.square()

@@ -46,6 +46,8 @@ def train(parsed: Parsed[TrainConfig]) -> None:
     config = parsed.config
     if not config.compile:
         postpone_dynamo()
+    if config.num_threads != "auto":
+        torch.set_num_threads(config.num_threads)
     device = launch.choose_device(config.device)
     # [dist] NCCL between GPUs, Gloo between CPUs. A peer that is silent for longer than the time-out is given up.
     timeout = datetime.timedelta(seconds=config.collective_timeout_s)
@@ -77,7 +79,8 @@ class Run:
 
         if config.num_val >= len(dataset.train_images):
             raise UsageError(
-                f"error: num_val: {config.num_val} is not allowed: there are {len(dataset.train_images)} training images"
+                f"error: num_val: {config.num_val} is not allowed: "
+                f"there are {len(dataset.train_images)} training images"
             )
         images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
         train_index, val_index = data.split(len(images), config.num_val)
@@ -97,6 +100,11 @@ class Run:
         if isinstance(model, SmallCNN) and model.whiten:
             first = images[train_index[:5000]].permute(0, 2, 3, 1)
             model.set_whitening(data.normalize(first, channels_last=False))
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+        three = torch.zeros(3, 3, 32, 32)
+        self.activation_bytes = memory.activation_bytes(
+            model, three, batch_size=config.micro_batch_size, autocast=dtype
+        )
         if config.norm == "sync_batch":
             model = sync_batchnorm.convert(model, device)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -344,13 +352,11 @@ class Run:
         """Predict what each process holds on its device during a step."""
         parameters = memory.tensor_bytes(self.model.parameters())
         trained = memory.tensor_bytes(p for p in self.model.parameters() if p.requires_grad)
-        batch = torch.empty(self.config.micro_batch_size, 3, 32, 32)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return {
             "parameters": parameters,
             "gradients": trained,
             "optimizer": trained,  # one momentum value for each trained parameter
-            "activations": memory.activation_bytes(build_model(self.config, 10), batch, autocast=dtype),
+            "activations": self.activation_bytes,
         }
 
     def measured_bytes(self) -> dict[str, int]:

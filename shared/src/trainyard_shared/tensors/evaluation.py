@@ -12,7 +12,7 @@ def shard_batches(num_samples: int, batch_size: int, rank: int, world_size: int)
     `DistributedSampler` repeats samples until all shares have the same length. Training needs that, since every
     process must join each all-reduce; in evaluation it would count some samples twice and shift the result.
     """
-    mine = torch.arange(rank, num_samples, world_size)
+    mine = torch.arange(num_samples)[rank::world_size]
     yield from mine.split(batch_size) if len(mine) else ()
 
 

@@ -25,35 +25,43 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-def activation_bytes(model: nn.Module, *inputs: torch.Tensor, autocast: torch.dtype | None = None) -> int:
-    """Predict the bytes that a forward pass of `model` keeps for the backward pass, without running it.
+def activation_bytes(
+    model: nn.Module, *inputs: torch.Tensor, batch_size: int, autocast: torch.dtype | None = None
+) -> int:
+    """Predict the bytes that a forward pass of `model` keeps for the backward pass.
 
-    A copy of the model runs on the `meta` device, which has shapes but no data; what autograd would save is counted.
-    Parameters, which are there anyway, are not.
+    What autograd saves is counted for 2 and for 3 samples, on a copy of the model, and drawn out in a straight line:
+    activations grow by the same amount with each sample. Parameters, which are there anyway, are not counted. (The
+    `meta` device would need no forward pass, but makes torch import its compiler, which takes longer.)
 
     Args:
-        model: plain module that runs on the `meta` device.
-        inputs: the arguments of its forward; only shapes and dtypes matter.
+        model: plain module.
+        inputs: the arguments of its forward, with 3 samples each.
+        batch_size: number of samples to predict for.
         autocast: dtype of mixed precision, None for full precision.
     """
-    twin = copy.deepcopy(model).to("meta").train()
-    # Views of one tensor share memory. Storages on `meta` have no address, so their object tells them apart.
+    twin = copy.deepcopy(model).cpu().train()
     own = {tensor.untyped_storage()._cdata for tensor in [*twin.parameters(), *twin.buffers()]}
-    kept: dict[int, torch.Tensor] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            kept[storage] = tensor
-        return tensor
+    def count(num_samples: int) -> int:
+        kept: dict[int, torch.Tensor] = {}  # by storage: views of one tensor share memory
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
-    ):
-        outputs = twin(*(tensor.to("meta") for tensor in inputs))
-        del outputs
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()._cdata
+            if storage not in own:
+                kept[storage] = tensor
+            return tensor
+
+        with (
+            torch.random.fork_rng(devices=[]),  # dropout must not change the random numbers of the training
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
+        ):
+            twin(*(tensor[:num_samples].clone() for tensor in inputs))
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    two, three = count(2), count(3)
+    return two + (batch_size - 2) * (three - two)
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:
