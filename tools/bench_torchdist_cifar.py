@@ -110,7 +110,7 @@ def plain(config: TrainConfig) -> Callable[[], None]:
     return steps
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -172,7 +172,8 @@ def main() -> None:
         print(f"  {name:<11} median {statistics.median(values):6.0f}   min {min(values):6.0f}   max {max(values):6.0f}")
     for other in ("limit", "dataloader"):
         ratios = [ours / theirs for ours, theirs in zip(speeds["train"], speeds[other], strict=True)]
-        print(f"  train / {other:<11} median {statistics.median(ratios):.3f}   min {min(ratios):.3f}   max {max(ratios):.3f}")
+        middle = statistics.median(ratios)
+        print(f"  train / {other:<11} median {middle:.3f}   min {min(ratios):.3f}   max {max(ratios):.3f}")
     start_up(arguments.threads)
 
 

@@ -29,7 +29,6 @@ VARIANTS = [Variant("1 process", {"nproc": 1}), Variant("2 processes", {"nproc":
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "toy_train.py").write_text(TRAIN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     return tmp_path / "comparison"
 

@@ -74,7 +74,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, "-c", script],
             cwd=folder,
-            env=environment | {"PYTHONPATH": str(folder)},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

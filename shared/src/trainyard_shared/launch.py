@@ -424,10 +424,9 @@ def _report(error: BaseException) -> int:
         return error.code or 0
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         error = TrainyardError(f"error: {error.filename or 'the results'}: cannot be written: {error.strerror}")
-    user = isinstance(error, TrainyardError)
-    status = error.exit_status if isinstance(error, TrainyardError) else 1
-    if user:
-        kind, message = "user", message_of(error)
+    status = 1
+    if isinstance(error, TrainyardError):
+        kind, message, status = "user", message_of(error), error.exit_status
     else:
         kind = "lost peer" if _is_lost_peer(error) else "error"
         text = "".join(traceback.format_exception(error)).rstrip()
@@ -439,7 +438,7 @@ def _report(error: BaseException) -> int:
         with contextlib.suppress(OSError):  # the watching process is gone, and its folder with it
             partial.write_text(json.dumps(report))
             partial.replace(path)
-    elif not user or rank() == 0:
+    elif kind != "user" or rank() == 0:
         _say(message)
     return status
 

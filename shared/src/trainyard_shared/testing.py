@@ -165,12 +165,12 @@ class ProjectContract:
 
     def test_help_and_errors_import_no_backend(self, tmp_path: Path) -> None:
         code = (
-            "import sys\nfrom {module} import cli\n"
+            f"import sys\nfrom {self.module} import cli\n"
             "for argv in (['--help'], ['--epochs', 'x']):\n"
             "    try: cli.train(argv)\n    except SystemExit: pass\n"
-            "heavy = {{'torch', 'transformers', 'deepspeed', 'fairscale', 'colossalai', 'matplotlib'}}\n"
+            "heavy = {'torch', 'transformers', 'deepspeed', 'fairscale', 'colossalai', 'matplotlib'}\n"
             "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
-        ).format(module=self.module)
+        )
         assert run([sys.executable, "-c", code], tmp_path).status == 0
 
     def test_wrong_arguments_are_named_and_leave_nothing_behind(self, tmp_path: Path) -> None:
@@ -216,7 +216,16 @@ class ProjectContract:
         assert summary["data"]["kind"] == "sample"
         assert summary["world_size"] == 2
         assert summary["seed"] == self.tiny.get("seed", 0)
-        for key in ("metrics", "command", "device", "wall_time_s", "phases_s", "throughput", "next_command", "versions"):
+        for key in (
+            "metrics",
+            "command",
+            "device",
+            "wall_time_s",
+            "phases_s",
+            "throughput",
+            "next_command",
+            "versions",
+        ):
             assert summary[key], key
         assert all(metric["protocol"] for metric in summary["metrics"].values())
         memory = summary["memory"]

@@ -56,9 +56,7 @@ def compare(config: CompareConfig) -> None:
         shared["data_dir"] = config.data_dir
     if config.epochs is not None:
         shared["epochs"] = config.epochs
-    outcomes = comparing.run_variants(
-        "torchdist_cifar.train", config.config, shared, variants, config.seeds, folder
-    )
+    outcomes = comparing.run_variants("torchdist_cifar.train", config.config, shared, variants, config.seeds, folder)
     rows = comparing.rows(
         outcomes,
         {
@@ -96,9 +94,7 @@ def compare(config: CompareConfig) -> None:
     } | {"versions": provenance(("torch",))["versions"]}
     report = write_comparison_report(folder, comparison)
     for row in rows:
-        figures = (
-            f"{name} {_text(values, METRICS[name]['unit'])}" for name, values in row["values"].items()
-        )
+        figures = (f"{name} {_text(values, METRICS[name]['unit'])}" for name, values in row["values"].items())
         say(f"{row['variant']:<12} " + "   ".join(figures))
     for sentence in comparison["conclusions"]:
         say(sentence)
@@ -131,4 +127,3 @@ def _text(values: list[float], unit: str) -> str:
     spread = mean_and_spread(values)
     around = "" if spread.std is None else f" ± {format_value(spread.std, unit)}"
     return format_value(spread.mean, unit) + around
-

@@ -68,7 +68,7 @@ def predict(model: nn.Module, images: Tensor, config: TrainConfig, device: torch
 
 def model_outputs(model: nn.Module) -> int:
     """Number of classes K of a network of this project."""
-    return model.head.out_features  # type: ignore[union-attr,return-value]
+    return model.head.out_features
 
 
 def test_and_report(
