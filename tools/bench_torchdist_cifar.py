@@ -34,7 +34,7 @@ from torchvision.transforms.functional import to_pil_image
 from trainyard_shared.config import Parsed
 from trainyard_shared.console import TrainingProgress
 
-STEPS = 20
+STEPS = 10
 
 
 class PilImages(Dataset):

@@ -1,5 +1,6 @@
 """The outermost layer of the commands."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,20 +56,26 @@ def test_control_c_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("rest", ["print('more')", "for n in range(100_000): print('more', n)"])
+def test_reader_that_goes_away_is_no_error(rest: str) -> None:
     code = (
         "import sys\nfrom trainyard_shared.cli import command\n"
-        "@command\ndef talk(argv):\n    for n in range(100_000): print('line', n, flush=True)\n"
+        f"@command\ndef talk(argv):\n    print('first', flush=True)\n    input()\n    {rest}\n"
         "sys.exit(talk([]))"
     )
-    talk = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert talk.stdout is not None
-    assert talk.stdout.readline() == "line 0\n"
-    talk.stdout.close()
-    assert talk.wait(timeout=20) == 141
-    assert talk.stderr is not None
-    assert talk.stderr.read() == ""
-    talk.stderr.close()
+    # Buffered, as it is unless somebody asks otherwise: what is in the buffer must not be complained about at exit.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    arguments, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(arguments, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as talk:
+        assert talk.stdin is not None
+        assert talk.stdout is not None
+        assert talk.stderr is not None
+        assert talk.stdout.readline() == "first\n"
+        talk.stdout.close()
+        talk.stdin.write("go on\n")
+        talk.stdin.close()
+        assert talk.wait(timeout=20) == 141
+        assert talk.stderr.read() == ""
 
 
 def test_dispatch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ class Command:
             [sys.executable, "-c", script],
             cwd=folder,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,7 +86,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Wait; return exit status and stderr."""
-        _, self.err = self.process.communicate(timeout=30)
+        _, self.err = self.process.communicate("typed by somebody", timeout=30)
         self.seconds = time.monotonic() - self.begin
         assert not self.left_over()
         return self.process.returncode, self.err
@@ -281,7 +282,7 @@ SAVE_WHEN_ASKED = """
     (here / f"ready-{rank}").touch()
     while not launch.stop_request().requested:
         time.sleep(0.01)
-    time.sleep(0.4)
+    time.sleep(0.3 + 0.6 * rank)  # longer apart than processes may take to end after a failure
     (here / "run" / f"saved-{rank}").touch()
     raise launch.Interrupted
 """

@@ -1,12 +1,15 @@
 """What a user may get wrong, and what may break: one clear message, and nothing left that a next run would trust."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from torchdist_cifar.config import TrainConfig
+from trainyard_shared.config import to_yaml
 from trainyard_shared.datasets.cifar import make_sample
-from trainyard_shared.results import read_json
+from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import run, run_folder, script
 
 TINY = ["--num-val", "20", "--epochs", "1", "--widths", "8", "8", "8", "--log-every", "1", "--nproc", "1"]
@@ -85,3 +88,16 @@ def test_full_disk_keeps_the_run_resumable(tmp_path: Path) -> None:
         assert not list(run_folder(small).glob("checkpoints/*"))
     finally:
         run(["umount", str(small)], tmp_path)
+
+
+def test_run_killed_before_its_first_checkpoint_logs_each_step_once(tmp_path: Path) -> None:
+    folder = tmp_path / "20260101-000000-sample"
+    folder.mkdir()
+    config = dataclasses.replace(
+        TrainConfig(), num_sample_images=600, num_val=20, epochs=1, widths=(8, 8, 8), log_every=1, nproc=1
+    )
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.3}\n{"kind": "train", "st')
+    finished = run([script("train"), "--resume", str(folder)], tmp_path)
+    assert finished.status == 0, finished.stderr
+    assert [r["step"] for r in read_records(folder) if r["kind"] == "train"] == list(range(1, 10))

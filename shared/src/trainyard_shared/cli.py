@@ -21,7 +21,9 @@ def command(function: Command) -> Callable[..., int]:
     @functools.wraps(function)
     def script(argv: Sequence[str] | None = None) -> int:
         try:
-            return function(sys.argv[1:] if argv is None else argv) or 0
+            status = function(sys.argv[1:] if argv is None else argv) or 0
+            sys.stdout.flush()
+            return status
         except TrainyardError as error:
             if os.environ.get("RANK", "0") == "0":
                 print(message(error), file=sys.stderr)

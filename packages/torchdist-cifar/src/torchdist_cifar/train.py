@@ -249,6 +249,8 @@ class Run:
         if answer[1] is not None:
             raise answer[1]
         if answer[0] is None:
+            if self.rank == 0:
+                self.folder.forget_after(0)  # what a run that was killed before its first checkpoint has logged
             return
         facts = manifest(answer[0])
         # weights_only: a checkpoint is data, and must not be able to run code.
