@@ -296,3 +296,16 @@ def test_help_and_errors_answer_at_once(argv: list[str], status: int) -> None:
         if seconds[-1] < 1.5:
             break
     assert min(seconds) < 1.5
+
+
+def test_a_command_without_presets_may_have_fields_named_config_and_resume() -> None:
+    @dataclass(frozen=True, kw_only=True, config=config.CONFIG)
+    class Compare:
+        config: str = "sample"
+        """preset of the runs"""
+        resume: Path | None = None
+        """folder to continue"""
+
+    parsed = config.parse(Compare, ["--config", "mine.yaml", "--resume", "there"], prog="compare", description="")
+    assert parsed.config == Compare(config="mine.yaml", resume=Path("there"))
+    assert parsed.resume is None

@@ -30,15 +30,17 @@ def main(folder: Path, cases: dict) -> None:
         run_dir = folder / case["run_dir"]
         run_dir.mkdir(exist_ok=True, parents=True)
         run = Run(Parsed(config, name, (), resume=run_dir), data.load(config), torch.device("cpu"))
+        images = torch.from_numpy(run.dataset.train_images[:101])
+        before = evaluate.predict(run.model, images, config, torch.device("cpu"), flip=False).logits
         progress = console.TrainingProgress(run.total_images, show=False)
         while run.epoch < config.epochs:
             run.train_epoch(progress)
             run.epoch, run.used = run.epoch + 1, 0
-        images = torch.from_numpy(run.dataset.train_images[:101])
-        logits = evaluate.predict(run.model, images, config, torch.device("cpu"), flip=False).logits
+        after = evaluate.predict(run.model, images, config, torch.device("cpu"), flip=False).logits
         outcome[name] = {
             "losses": {r["step"]: r["loss"] for r in read_records(run_dir)},
-            "logits": logits.tolist(),
+            "logits_before": before.tolist(),
+            "logits_after": after.tolist(),
             "bytes": run.measured_bytes(),
             "predicted": run.predicted_bytes(),
             "notes": run.notes,

@@ -136,10 +136,20 @@ def test_dataloader_draws_the_same_augmentation_for_any_number_of_processes(outc
     assert losses(outcomes[2]["loader"]) == pytest.approx(losses(outcomes[1]["loader"]), abs=2e-5)
 
 
-def test_outputs_of_101_images_do_not_depend_on_the_number_of_processes(outcomes: dict) -> None:
-    one, two = outcomes[1]["whole"]["logits"], outcomes[2]["whole"]["logits"]
-    assert len(one) == len(two) == len(outcomes[3]["uneven"]["logits"]) == 101
-    for a, b in zip(one, two, strict=True):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_of_101_images_is_the_same_for_any_number_of_processes(outcomes: dict, world_size: int) -> None:
+    # The same initial weights everywhere; 101 divides by neither 2 nor 3.
+    alone = outcomes[1]["whole"]["logits_before"]
+    shared = outcomes[world_size]["uneven" if world_size == 3 else "whole"]["logits_before"]
+    assert len(alone) == len(shared) == 101
+    for a, b in zip(alone, shared, strict=True):
+        assert b == pytest.approx(a, abs=1e-6)
+
+
+def test_trained_networks_give_the_same_outputs(outcomes: dict) -> None:
+    one, two = outcomes[1]["whole"], outcomes[2]["whole"]
+    assert one["logits_after"] != one["logits_before"]
+    for a, b in zip(one["logits_after"], two["logits_after"], strict=True):
         assert b == pytest.approx(a, abs=1e-4)
 
 

@@ -112,7 +112,9 @@ def parse(
     namespace, unknown = parser.parse_known_args(list(argv))
     given = vars(namespace)
     _refuse_unknown(unknown, parser, prog)
-    chosen, resume = given.pop("config", None), given.pop("resume", None)
+    chosen, resume = None, None
+    if presets is not None:  # without presets, fields of these names are fields like any other
+        chosen, resume = given.pop("config", None), given.pop("resume", None)
     if chosen is not None and resume is not None:
         raise UsageError("error: --config and --resume exclude each other: a continued run keeps its own config")
 
