@@ -57,6 +57,7 @@ uv run --package NAME train --config full --nproc 2   # another comment
 uv run --package NAME evaluate --help && uv run --isolated --package NAME compare
 torchrun --nproc-per-node 2 -m MODULE.train --config full --learning-rate 0.2
 NAME train --config my.yaml --resume results/<run>
+NAME look --nproc 2
 pip install ./shared ./packages/NAME
 ```
 ## Data
@@ -105,6 +106,7 @@ def toy(tmp_path: Path) -> Path:
         for name_of_module in conventions.REQUIRED_MODULES:
             write(tmp_path, f"{source}/{name_of_module}.py", "import trainyard_shared.errors\n")
         write(tmp_path, f"{source}/train.py", "import torch\n")
+        write(tmp_path, f"{source}/cli.py", 'commands = {"train": train, "look": look}\n')
         write(tmp_path, f"{source}/config.py", CONFIG)
         write(tmp_path, f"{source}/configs/sample.yaml", "{}\n")
         write(tmp_path, f"{source}/configs/full.yaml", "learning_rate: 0.2\n")
@@ -195,6 +197,8 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("check_commands", replace(TOY_README, "--package toy-one train", "--package toy-on train"), "no package toy-on"),
     ("check_commands", replace(TOY_README, "toy-one evaluate", "toy-one evalute"), "has no script evalute"),
     ("check_commands", replace(TOY_README, "\ntoy-one train", "\ntoy-one trian"), "has no command trian"),
+    ("check_commands", replace(TOY_README, "\ntoy-one look", "\ntoy-one lok"), "has no command lok"),
+    ("check_commands", add("docs/run.md", "```bash\nsbatch docs/run.sbatch\n```\n"), "there is no docs/run.sbatch"),
     (
         "check_commands",
         replace(TOY_README, "train --config full --nproc", "train --config fool --nproc"),

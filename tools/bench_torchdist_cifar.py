@@ -33,6 +33,7 @@ from torchdist_cifar.train import Run, build_optimizer
 from torchvision.transforms.functional import to_pil_image
 from trainyard_shared.config import Parsed
 from trainyard_shared.console import TrainingProgress
+from trainyard_shared.tensors.images import CIFAR10
 
 STEPS = 10
 
@@ -42,7 +43,7 @@ class PilImages(Dataset):
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images, self.labels = [to_pil_image(image) for image in images], labels
-        mean, std = (data.MEAN / 255).tolist(), (data.STD / 255).tolist()
+        mean, std = ([value / 255 for value in values] for values in (CIFAR10.mean, CIFAR10.std))
         self.transform = T.Compose(
             [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(mean, std)]
         )

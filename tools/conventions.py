@@ -262,7 +262,7 @@ def _wrong_in(command: str, known: dict[str, Member], root: Path) -> Iterator[st
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]
     for word in words:
         path = word.partition("[")[0]  # ./shared[hub]
-        if path.startswith(("./", "packages/", "tools/")) and "<" not in path and not (root / path).exists():
+        if path.startswith(("./", "docs/", "packages/", "tools/")) and "<" not in path and not (root / path).exists():
             yield f"there is no {path}"
     name = _value_of("--package", words)
     if name and name not in [*known, "workspace"] and "<" not in name:
@@ -282,10 +282,23 @@ def _wrong_in(command: str, known: dict[str, Member], root: Path) -> Iterator[st
         owner, (script, *arguments) = known[words[0]], words
     else:
         return
-    if script == owner.name and arguments and not arguments[0].startswith("-") and arguments[0] not in owner.scripts:
+    if script == owner.name and arguments and not arguments[0].startswith("-") and arguments[0] not in _verbs(owner):
         yield f"{owner.name} has no command {arguments[0]}"
     if owner.is_project and script not in ("python", "pytest"):
         yield from _wrong_flags(arguments, owner, known["trainyard-shared"])
+
+
+def _verbs(member: Member) -> list[str]:
+    """Return the commands of the script named as the package: its scripts, and the rest of the table in its cli.py."""
+    found = list(member.scripts)
+    for node in ast.walk(ast.parse((member.source / "cli.py").read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Dict)
+            and ast.unparse(node.targets[0]) == "commands"
+        ):
+            found += [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
+    return found
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:

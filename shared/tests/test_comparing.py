@@ -1,6 +1,11 @@
 """Comparisons: every variant in fresh processes, in turn, and finished runs taken as they are."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +90,44 @@ def test_failed_run_is_named_with_its_command_and_tried_again(folder: Path) -> N
     Path("break").unlink()
     assert [outcome.summary["state"] for outcome in compare(folder, 1)] == ["finished", "finished"]
     assert len(calls()) == 3
+
+
+TRAIN_UNTIL_TOLD = """
+import signal, sys, time
+from pathlib import Path
+
+def save(number, frame):
+    told.append(number)
+    time.sleep(0.5)  # longer than a parent that has no time to wait
+    Path(f"saved-{number:d}").touch()
+    sys.exit(128 + number)
+
+told = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_may_save_when_the_comparison_is_told_to_stop(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "toy_train.py").write_text(TRAIN_UNTIL_TOLD)
+    script = (
+        "from pathlib import Path\nfrom trainyard_shared.comparing import Variant, run_variants\n"
+        "run_variants('toy_train', 'sample', {}, [Variant('alone', {})], 1, Path('comparison'))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    try:
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal: to the whole foreground group
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert (tmp_path / f"saved-{number:d}").exists()
+    assert output.splitlines()[-1].endswith("compare --resume comparison")

@@ -270,6 +270,12 @@ def test_lost_peer_alone_is_worth_a_restart(toys: Callable[..., Command]) -> Non
     assert "Connection closed by peer [127.0.0.1]:1234; starting all 2 processes again (1 of 2)\n" in err
 
 
+def test_children_of_a_worker_that_dies_by_itself_go_with_it(toys: Callable[..., Command]) -> None:
+    # The loader processes of a DataLoader, say. `end` looks for what is left over.
+    command = toys("subprocess.Popen(['sleep', '60'])\nif rank == 0: die()\nelse: lose_peer()", max_restarts=0)
+    assert command.end() == (1, "process 0 of 2 was killed by SIGKILL (out of memory?)\n")
+
+
 # ------------------------------------------------------------------------------------------------- stopping on request
 
 SAVE_WHEN_ASKED = """
@@ -431,6 +437,10 @@ def test_worker_of_torchrun_reports_by_itself(tmp_path: Path) -> None:
     assert status == 1
     assert err.startswith("process 1 of 2 failed:\nTraceback")
     assert err.endswith("ValueError: mine\n")
+    status, err = run(1, "ConnectionResetError('Connection reset by peer')")
+    assert status == 1
+    assert err.startswith("process 1 of 2 lost another process:\nTraceback")
+    assert err.endswith("\nstarted again with --resume RUN, it goes on from its newest checkpoint\n")
 
 
 class DistNetworkError(RuntimeError):
@@ -458,6 +468,22 @@ class DistBackendError(RuntimeError):
 )
 def test_errors_that_only_say_that_a_peer_is_gone(error: Exception, lost: bool) -> None:
     assert launch._is_lost_peer(error) is lost
+
+
+@pytest.mark.parametrize(
+    ("entered", "argv", "script"),
+    [
+        (["/bin/train", "--seed", "1"], ["--seed", "1"], ["train"]),
+        (["/bin/toy-project", "train", "--seed", "1"], ["--seed", "1"], ["toy-project", "train"]),
+        (["/bin/toy-project", "train"], [], ["toy-project", "train"]),
+        (["/bin/evaluate"], ["--run", "results/a"], ["evaluate"]),
+    ],
+)
+def test_command_is_recorded_as_entered(
+    entered: list[str], argv: list[str], script: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", entered)
+    assert launch._script_and_verb(argv) == script
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("0,1", 2), ("GPU-8932f937", 1), ("", 0), ("-1", 0), ("NoDevFiles", 0)])

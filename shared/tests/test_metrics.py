@@ -1,4 +1,5 @@
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -95,6 +96,64 @@ def test_clearly_best_needs_ranges_that_do_not_overlap(values_of, higher_is_bett
     assert metrics.clearly_best(values_of, higher_is_better) == best
 
 
+def test_errors_of_forecasts_by_hand() -> None:
+    # The errors are 1, 0 and 3.
+    assert metrics.mae([1, 2, 4], [2, 2, 1]) == pytest.approx(4 / 3)
+    assert metrics.rmse([1, 2, 4], [2, 2, 1]) == pytest.approx(math.sqrt(10 / 3))
+    assert metrics.mape([-1, 2, 4], [-2, 2, 1]) == pytest.approx((1 + 0 + 3 / 4) / 3)
+    assert metrics.smape([-1, 2, 4], [-2, 2, 1]) == pytest.approx((2 * 1 / 3 + 0 + 2 * 3 / 5) / 3)
+
+
+def test_errors_of_a_walk_forward_test_count_every_origin_and_step() -> None:
+    assert metrics.mae([[1, 2], [4, 5]], [[2, 2], [1, 5]]) == 1
+    assert metrics.rmse([[1, 2], [4, 5]], [[2, 2], [1, 5]]) == pytest.approx(math.sqrt(10 / 4))
+
+
+def test_smape_of_nothing_sold_and_nothing_forecast_is_0() -> None:
+    assert metrics.smape([0, 0], [0, 3]) == 1  # the mean of 0 and 2
+
+
+def test_mase_is_relative_to_the_changes_within_the_history() -> None:
+    # Changes of 2, 1 and 4; over two steps 1 and 3.
+    assert metrics.mase([1, 2, 4], [2, 2, 1], [1, 3, 2, 6]) == pytest.approx((4 / 3) / (7 / 3))
+    assert metrics.mase([1, 2, 4], [2, 2, 1], [1, 3, 2, 6], period=2) == pytest.approx((4 / 3) / 2)
+
+
+def test_mase_of_the_naive_forecast_within_its_history_is_1() -> None:
+    history = np.random.default_rng(0).normal(size=100).cumsum()
+    assert metrics.mase(history[1:], history[:-1], history) == pytest.approx(1)
+
+
+def test_forecasts_of_a_model_that_diverged_have_no_error_to_speak_of() -> None:
+    for measure in (metrics.mae, metrics.rmse, metrics.mape, metrics.smape):
+        assert math.isnan(measure([1, 2], [1, math.nan]))
+
+
+def test_directions_count_only_where_the_value_moves() -> None:
+    # Right: +1 and -3. No change in the third place; a forecast of none in the fourth is wrong.
+    assert metrics.directional_accuracy([1, -1, 0, 2, -3], [2, 1, 5, 0, -1]) == (2, 4)
+    assert metrics.directional_accuracy([0, 0], [1, -1]) == (0, 0)
+
+
+def test_coverage_counts_values_on_the_bounds() -> None:
+    assert metrics.coverage([1, 2, 3, 4], low=[1, 3, 2, 0], high=[1, 4, 4, 4]) == 0.75
+    low, high = NormalDist().inv_cdf(0.1), NormalDist().inv_cdf(0.9)
+    values = np.random.default_rng(0).normal(size=20_000)
+    assert metrics.coverage(values, np.full(20_000, low), np.full(20_000, high)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_pinball_loss_by_hand() -> None:
+    # 2 below the value, at 0.9 each, and 3 above it, at 0.1 each.
+    assert metrics.pinball_loss([10, 10], [8, 13], 0.9) == pytest.approx((0.9 * 2 + 0.1 * 3) / 2)
+    assert metrics.pinball_loss([10, 10], [8, 13], 0.5) == metrics.mae([10, 10], [8, 13]) / 2
+
+
+def test_pinball_loss_is_least_at_the_quantile() -> None:
+    values = np.arange(1001) / 1000
+    losses = [metrics.pinball_loss(values, np.full(1001, forecast), 0.3) for forecast in np.arange(11) / 10]
+    assert int(np.argmin(losses)) == 3
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -118,6 +177,19 @@ def test_clearly_best_needs_ranges_that_do_not_overlap(values_of, higher_is_bett
         (lambda: metrics.wilson_interval(3, 2), "between 0 and total"),
         (lambda: metrics.wilson_interval(1, 2, confidence=95), "between 0 and 1, found 95"),
         (lambda: metrics.mean_and_spread([]), "at least one number"),
+        (lambda: metrics.mae([], []), "no values to compare"),
+        (lambda: metrics.rmse([1, 2], [1]), r"shape \(2,\) do not go with forecasts of shape \(1,\)"),
+        (lambda: metrics.smape([[1], [2]], [1, 2]), r"shape \(2, 1\) do not go with forecasts of shape \(2,\)"),
+        (lambda: metrics.mape([1, 0, 0], [1, 1, 1]), "actual value of 0, found first at position 1; use MASE"),
+        (lambda: metrics.mape([[1, 2], [3, 0]], np.ones((2, 2))), "found first at position 1, 1;"),
+        (lambda: metrics.mase([1], [1], [5, 5, 5]), "history of 3 values never changes over 1"),
+        (lambda: metrics.mase([1], [1], [5, 6], period=2), r"shape \(2,\) has no changes over a period of 2"),
+        (lambda: metrics.mase([1], [1], [5, 6], period=0), "over a period of 0"),
+        (lambda: metrics.directional_accuracy([1, 1], [1, math.nan]), "changes hold NaN, first at position 1"),
+        (lambda: metrics.coverage([1], [math.nan], [2]), "values and bounds hold NaN, first at position 0"),
+        (lambda: metrics.coverage([1, 1], [0, 3], [2, 2]), "low is above high, first at position 1"),
+        (lambda: metrics.coverage([1, 1], [0, 0], [2]), r"do not go with forecasts of shape \(1,\)"),
+        (lambda: metrics.pinball_loss([1], [1], 1), "quantile must be between 0 and 1, found 1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(call, words) -> None:

@@ -260,6 +260,104 @@ def test_scaling_labels_the_efficiency(figures: list[Figure], tmp_path: Path) ->
     assert_nothing_is_cut_off(figures[0])
 
 
+def test_bandwidth_has_a_curve_for_each_collective_on_logarithmic_axes(figures: list[Figure], tmp_path: Path) -> None:
+    curves = {"broadcast": [(1024, 2e6), (4096, 5e7)], "all-reduce": [(1024, 1e6), (4096, 2.5e7)]}
+    plotting.bandwidth(curves, tmp_path / "bandwidth.png", title="Bandwidth", subtitle="2 processes, gloo, CPU")
+    axes = figures[0].axes[0]
+    assert lines(figures[0], 0)["all-reduce"].tolist() == [[1024, 0.001], [4096, 0.025]]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1 KiB", "4 KiB"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 2
+    assert_nothing_is_cut_off(figures[0])
+    with pytest.raises(ValueError, match="7 curves: must be 1 to 6"):
+        plotting.bandwidth({str(i): [(1, 1.0)] for i in range(7)}, tmp_path / "none.png")
+
+
+def test_forecast_shows_the_series_its_forecasts_and_a_band_over_dates(figures: list[Figure], tmp_path: Path) -> None:
+    days = np.arange("2024-01-01", "2024-03-01", dtype="datetime64[D]")
+    nothing = np.full(50, np.nan)
+    ahead = {name: np.concatenate([nothing, value + np.arange(10)]) for name, value in (("naive", 0), ("costs $5", 2))}
+    plotting.forecast(
+        days,
+        np.arange(60),
+        ahead,
+        tmp_path / "forecast.png",
+        interval=(ahead["naive"] - 3, ahead["naive"] + 3),
+        y_label="price ($)",
+    )
+    axes = figures[0].axes[0]
+    drawn = lines(figures[0], 0)
+    assert list(drawn) == ["actual", "naive", r"costs \$5"]
+    np.testing.assert_array_equal(drawn["actual"][:, 1], np.arange(60))
+    np.testing.assert_array_equal(drawn["naive"][:, 1], ahead["naive"])
+    (band,) = axes.collections
+    box = band.get_datalim(axes.transData)
+    assert (box.ymin, box.ymax) == (-3, 12)
+    assert band.get_label() == "95 % interval"
+    assert {"actual", "95 % interval", "price ($)", "costs $5"} <= set(texts(figures[0]))
+    assert "Feb" in [label.get_text() for label in axes.get_xticklabels()]
+    assert_nothing_is_cut_off(figures[0])
+
+
+def test_forecast_of_few_steps_is_marked_and_a_long_one_is_not(figures: list[Figure], tmp_path: Path) -> None:
+    short = np.where(np.arange(90) < 85, np.nan, 1.0)
+    plotting.forecast(range(90), np.ones(90), {"short": short, "long": np.ones(90)}, tmp_path / "forecast.png")
+    actual, few, many = figures[0].axes[0].get_lines()
+    assert [line.get_marker() for line in (actual, few, many)] == ["None", "o", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([1, 2], [1, 2], {"a": [1]}), r"each of \(2,\) steps; found actual \(2,\), a \(1,\)"),
+        (([1, 2], [1], {"a": [1, 2]}), r"found actual \(1,\)"),
+        (([1, 2], [1, 2], {}), "0 forecasts: must be 1 to 6"),
+        (([1, 2], [1, 2], {str(i): [1, 2] for i in range(7)}), "7 forecasts: must be 1 to 6"),
+    ],
+)
+def test_forecast_checks_what_it_is_given(tmp_path: Path, arguments, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        plotting.forecast(*arguments, tmp_path / "forecast.png")
+
+
+def test_errors_by_horizon_have_a_curve_for_each_forecaster(figures: list[Figure], tmp_path: Path) -> None:
+    errors = {f"forecaster {i}": [0.01 * (i + 1), 0.02 * (i + 1), float("nan")] for i in range(9)}
+    plotting.errors_by_horizon(errors, tmp_path / "errors.png", unit="fraction")
+    axes = figures[0].axes[0]
+    np.testing.assert_allclose(lines(figures[0], 0)["forecaster 8"], [[1, 9], [2, 18], [3, np.nan]])
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == 9
+    assert (axes.get_ylabel(), axes.get_xlabel(), axes.get_ylim()[0]) == ("mae (%)", "steps ahead", 0)
+    assert axes.get_xticks().tolist() == [1, 2, 3]
+    assert_nothing_is_cut_off(figures[0])
+
+
+def test_errors_close_together_say_that_the_axis_does_not_begin_at_zero(figures: list[Figure], tmp_path: Path) -> None:
+    plotting.errors_by_horizon({"a": [1.0] * 28, "b": [1.1] * 28}, tmp_path / "errors.png", metric="mase")
+    axes = figures[0].axes[0]
+    assert axes.get_ylabel() == "mase · not from 0"
+    assert axes.get_ylim()[0] > 0.9
+    assert axes.get_xticks().tolist() == [7, 14, 21, 28]
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ({}, "must be 1 to 12 forecasters with errors for the same steps; found none"),
+        ({"a": [1.0], "b": [1.0, 2.0]}, "found a: 1, b: 2"),
+        ({str(i): [1.0] for i in range(13)}, "must be 1 to 12 forecasters"),
+    ],
+)
+def test_errors_by_horizon_check_what_they_are_given(tmp_path: Path, errors, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        plotting.errors_by_horizon(errors, tmp_path / "errors.png")
+
+
+def test_errors_by_horizon_without_a_finite_value_say_so(figures: list[Figure], tmp_path: Path) -> None:
+    plotting.errors_by_horizon({"a": [float("nan")]}, tmp_path / "errors.png")
+    assert "No forecaster has a value." in texts(figures[0])
+
+
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scaling.png"
     path.write_bytes(b"the old picture")

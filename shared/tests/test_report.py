@@ -163,6 +163,25 @@ def test_long_tables_are_folded_up(run_dir: Path) -> None:
     assert "open" in validation
 
 
+def test_conclusions_and_tables_of_a_project_are_shown(run_dir: Path) -> None:
+    table = {
+        "title": "Forecasters & more",
+        "columns": ["name", "error"],
+        "rows": [["a < b", "1.5"]],
+        "note": "smaller is better",
+    }
+    extended = SUMMARY | {"conclusions": ["Nothing beats <today>."], "tables": [table]}
+    (run_dir / "summary.json").write_text(json.dumps(extended))
+    page = report.write_report(run_dir).read_text()
+    assert "<li>Nothing beats &lt;today&gt;.</li>" in page
+    assert "<h2>Forecasters &amp; more</h2>" in page
+    assert '<td>a &lt; b</td><td class="number">1.5</td>' in page
+    assert "smaller is better" in page
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | {"tables": ["no table"]}))
+    with pytest.raises(DataError, match="'tables' must hold objects, found no table"):
+        report.write_report(run_dir)
+
+
 def test_every_part_of_the_summary_may_be_absent(run_dir: Path) -> None:
     for name in SUMMARY:
         (run_dir / "summary.json").write_text(json.dumps({key: SUMMARY[key] for key in SUMMARY if key != name}))

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torchdist_cifar import data
 from torchdist_cifar.config import TrainConfig
+from trainyard_shared.tensors.images import CIFAR10, split
 
 N = 103
+MEAN, STD = torch.tensor(CIFAR10.mean), torch.tensor(CIFAR10.std)
 
 
 def make_batches(world_size: int = 1, rank: int = 0, **fields: object) -> data.TrainBatches:
@@ -20,7 +22,7 @@ def make_batches(world_size: int = 1, rank: int = 0, **fields: object) -> data.T
 
 def numbers(images: torch.Tensor) -> list[int]:
     """Which images these are, read from their pixels."""
-    return (images[:, 0, 16, 16] * data.STD[0] + data.MEAN[0]).round().int().tolist()
+    return (images[:, 0, 16, 16] * STD[0] + MEAN[0]).round().int().tolist()
 
 
 @pytest.mark.parametrize("loader", ["memory", "dataloader"])
@@ -63,10 +65,10 @@ def test_the_rest_of_an_epoch_is_what_a_resumed_run_needs() -> None:
 
 
 def test_split_is_fixed_and_disjoint() -> None:
-    train, val = data.split(1000, 100)
+    train, val = split(1000, 100)
     assert len(val) == 100
     assert sorted(torch.cat([train, val]).tolist()) == list(range(1000))
-    assert torch.equal(data.split(1000, 100)[1], val)
+    assert torch.equal(split(1000, 100)[1], val)
 
 
 def noise(count: int = N) -> torch.Tensor:
@@ -83,7 +85,7 @@ def first_batch(images: torch.Tensor, epoch: int = 0, **fields: object) -> tuple
 def test_without_augmentation_images_are_only_normalised(loader: str) -> None:
     images = noise()
     batch, labels = first_batch(images, crop_padding=0, flip="none", loader=loader)
-    expected = (images[labels].float() - data.MEAN[:, None, None]) / data.STD[:, None, None]
+    expected = (images[labels].float() - MEAN[:, None, None]) / STD[:, None, None]
     torch.testing.assert_close(batch, expected)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     plain, _ = first_batch(images, crop_padding=0, flip="none", loader=loader, channels_last=False)
@@ -96,7 +98,7 @@ def test_alternating_flip_shows_both_sides_in_turn(loader: str) -> None:
     flips = []
     for epoch in (0, 1, 2):
         batch, labels = first_batch(images, epoch, crop_padding=0, flip="alternating", loader=loader)
-        plain = (images[labels].float() - data.MEAN[:, None, None]) / data.STD[:, None, None]
+        plain = (images[labels].float() - MEAN[:, None, None]) / STD[:, None, None]
         straight = torch.isclose(batch, plain, atol=1e-5).all(dim=(1, 2, 3))
         mirrored = torch.isclose(batch, plain.flip(3), atol=1e-5).all(dim=(1, 2, 3))
         assert torch.equal(straight, ~mirrored)
@@ -110,7 +112,7 @@ def test_crops_are_windows_of_the_reflected_image() -> None:
     images = noise(64)
     batch, labels = first_batch(images, crop_padding=2, flip="none")
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect")
-    padded = (padded - data.MEAN[:, None, None]) / data.STD[:, None, None]
+    padded = (padded - MEAN[:, None, None]) / STD[:, None, None]
     offsets = set()
     for image, label in zip(batch, labels, strict=True):
         found = [

@@ -3,11 +3,13 @@
 A comparison folder holds one run folder for each variant and seed, so each figure in its table can be looked into.
 """
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from trainyard_shared.config import to_flags
 from trainyard_shared.console import say
 from trainyard_shared.errors import TrainyardError
+from trainyard_shared.launch import Signals
 from trainyard_shared.results import read_json
 
 
@@ -59,6 +62,7 @@ def run_variants(
 
     Raises:
         TrainyardError: a run failed; its own message was printed.
+        SystemExit: this process was asked to stop; the training has saved a checkpoint and ended.
     """
     outcomes: list[Outcome] = []
     total = seeds * len(variants)
@@ -71,12 +75,13 @@ def run_variants(
                 say(f"[{number}/{total}] {variant.name}, seed {seed}")
                 values = {**shared, **variant.overrides, "seed": seed, "out_dir": out_dir}
                 command = [sys.executable, "-m", module, "--config", base, *to_flags(values)]
-                environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-                result = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment)
+                # A run that was stopped starts anew: its times would be those of a part.
+                hint = f"to go on with the runs that are not finished: compare --resume {folder}"
+                status = run_training(command, hint)
                 finished = _finished(out_dir)
-                if result.returncode or finished is None:
+                if status or finished is None:
                     raise TrainyardError(
-                        f"error: '{variant.name}' with seed {seed} failed with status {result.returncode}; "
+                        f"error: '{variant.name}' with seed {seed} failed with status {status}; "
                         f"to see it run: {shlex.join(['python', *command[1:]])}"
                     )
             else:
@@ -102,6 +107,43 @@ def rows(outcomes: Sequence[Outcome], values: Mapping[str, Callable[[dict[str, A
         }
         for name in names
     ]
+
+
+def run_training(
+    command: Sequence[str], hint: str, enough: Callable[[], bool] = lambda: False, errors: Path | None = None
+) -> int:
+    """Run a training to its end and return its exit status; a signal to stop is passed on, and ends this process, too.
+
+    A second signal is passed on as well: the training then stops at once.
+
+    Args:
+        command: to run; what it prints is not shown, but for its errors.
+        hint: said after a signal: how to go on.
+        enough: asked again and again whether the training may stop early; its checkpoint is then awaited.
+        errors: file for the errors that it prints, instead of showing them.
+
+    Raises:
+        SystemExit: this process was asked to stop.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    with Signals() as signals, errors.open("w") if errors else contextlib.nullcontext() as stderr:
+        # In a session of its own: Ctrl-C in the terminal reaches this process alone, which waits for the checkpoint.
+        training = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment, start_new_session=True
+        )
+        passed_on, stopped = 0, False
+        while training.poll() is None:
+            if passed_on < signals.count:
+                training.send_signal(signals.received)
+                passed_on += 1
+            elif not signals.received and not stopped and enough():
+                training.terminate()
+                stopped = True
+            time.sleep(0.05)
+    if signals.received:
+        say(f"stopped; {hint}")
+        raise SystemExit(128 + signals.received)
+    return training.returncode
 
 
 def _finished(out_dir: Path) -> Path | None:

@@ -102,7 +102,7 @@ def launch(
     """
     processes = _default_nproc() if nproc == "auto" else int(nproc)
     threads = max(1, _cores() // processes) if num_threads == "auto" else int(num_threads)
-    with _Signals() as signals:
+    with Signals("stopping: saving a checkpoint first (once more to stop at once)") as signals:
         restarts = 0
         while failure := _run_once(module, argv, processes, threads, run_dir, restarts, signals):
             if signals.received:
@@ -132,7 +132,7 @@ def _run_once(
     threads: int,
     run_dir: Path,
     restart: int,
-    signals: "_Signals",
+    signals: "Signals",
 ) -> _Failure | None:
     with tempfile.TemporaryDirectory(prefix="trainyard-") as errors, contextlib.ExitStack() as stack:
         # The workers hold the reading end. Should this process vanish, they read end-of-file and end as well.
@@ -148,7 +148,7 @@ def _run_once(
             "TRAINYARD_RESTARTS": str(restart),
             "TRAINYARD_ERRORS": errors,
             "TRAINYARD_LIFELINE": str(reading),
-            "TRAINYARD_COMMAND": shlex.join([Path(sys.argv[0]).name, *argv]),
+            "TRAINYARD_COMMAND": shlex.join([*_script_and_verb(argv), *argv]),
             "TRAINYARD_STARTED": repr(_start_of_command()),
         }
         workers = []
@@ -166,7 +166,7 @@ def _run_once(
         return _failure(workers, Path(errors))
 
 
-def _watch(workers: list[subprocess.Popen], signals: "_Signals") -> None:
+def _watch(workers: list[subprocess.Popen], signals: "Signals") -> None:
     """Wait until all workers have ended; once one has failed the others get a short while, then are killed."""
     deadline, told = float("inf"), False
     while any(worker.poll() is None for worker in workers):
@@ -209,14 +209,23 @@ def _failure(workers: list[subprocess.Popen], errors: Path) -> _Failure | None:
     return _Failure(reports[0]["message"] if reports else "a process was lost", 1, worth_a_restart=True)
 
 
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP as something to look at, while the block lasts."""
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP as something to look at, while the block lasts.
 
-    def __init__(self) -> None:
+    Args:
+        announcement: what to tell the person at the keyboard at the first signal; nothing if empty.
+
+    Attributes:
+        received: number of the first signal, 0 before one came.
+        count: how many came.
+    """
+
+    def __init__(self, announcement: str = "") -> None:
+        self.announcement = announcement
         self.received = 0
         self.count = 0
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._note)
@@ -229,17 +238,18 @@ class _Signals:
     def _note(self, number: int, _frame: object) -> None:
         self.received = self.received or number
         self.count += 1
-        if self.count == 1:
-            _say("stopping: saving a checkpoint first (once more to stop at once)")
+        if self.count == 1 and self.announcement:
+            _say(self.announcement)
 
 
 def _kill(worker: subprocess.Popen) -> None:
     if worker.poll() is None:
         worker.killed = True  # type: ignore[attr-defined]
-        # The whole session: a worker may have loader processes of its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+    # The whole session, also of a worker that has died by itself: its loader processes may live on without it. (macOS
+    # does not permit a signal to a group in which only zombies are left.)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
 
 
 def _say(message: str) -> None:
@@ -283,6 +293,12 @@ def _num_gpus() -> int:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
         found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
     return found
+
+
+def _script_and_verb(argv: Sequence[str]) -> list[str]:
+    """Return the script as it was entered, with its verb if it has one: `torchdist-cifar collectives`."""
+    verb = [word for word in sys.argv[1:2] if not word.startswith("-") and word not in argv[:1]]
+    return [Path(sys.argv[0]).name, *verb]
 
 
 def _start_of_command() -> float:
@@ -430,7 +446,8 @@ def _report(error: BaseException) -> int:
     else:
         kind = "lost peer" if _is_lost_peer(error) else "error"
         text = "".join(traceback.format_exception(error)).rstrip()
-        message = f"process {rank()} of {world_size()} failed:\n{text}"
+        what = "lost another process" if kind == "lost peer" else "failed"
+        message = f"process {rank()} of {world_size()} {what}:\n{text}"
     if "TRAINYARD_ERRORS" in os.environ:
         report = {"rank": rank(), "time": time.time(), "kind": kind, "message": message, "exit_status": status}
         path = Path(os.environ["TRAINYARD_ERRORS"]) / f"{rank()}.json"
@@ -439,7 +456,8 @@ def _report(error: BaseException) -> int:
             partial.write_text(json.dumps(report))
             partial.replace(path)
     elif kind != "user" or rank() == 0:
-        _say(message)
+        hint = "\nstarted again with --resume RUN, it goes on from its newest checkpoint" if kind == "lost peer" else ""
+        _say(message + hint)
     return status
 
 

@@ -97,6 +97,36 @@ def macro_f1(confusion: ArrayLike) -> float:
     return float(np.nanmean(per_class(confusion).f1))
 
 
+def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return false and true positive rates, from (0, 0) to (1, 1), as the threshold falls from score to score.
+
+    Args:
+        labels: 0 or 1, shape (N,), both among them.
+        scores: Higher for what is more likely to be 1, shape (N,). Equal scores pass the threshold together.
+    """
+    true, score = _class_indices("labels", labels), np.asarray(scores, dtype=np.float64)
+    if score.shape != true.shape:
+        raise ValueError(f"{len(true)} labels do not go with scores of shape {score.shape}")
+    _check_range("labels", true, 2)
+    _check_no_nan("scores", score)
+    if true.min() == true.max():
+        raise ValueError(f"labels must be of both classes, found only {true[0]}")
+    order = np.argsort(-score, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # the last of each run of equal scores
+    positives = np.cumsum(true[order])[ends]
+    negatives = ends + 1 - positives
+    return np.append(0.0, negatives / negatives[-1]), np.append(0.0, positives / positives[-1])
+
+
+def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return how often a sample of class 1 has a higher score than one of class 0; equal scores count half.
+
+    Arguments as for `roc_curve`, under which this is the area.
+    """
+    false_positive_rate, true_positive_rate = roc_curve(labels, scores)
+    return float(np.trapezoid(true_positive_rate, false_positive_rate))
+
+
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of the accuracy behind `correct` hits in `total` independent samples.
 
@@ -115,6 +145,109 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     half_width = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
     # Rounding can put the exact bounds 0 and 1 outside by an ulp.
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+def mae(actual: ArrayLike, forecast: ArrayLike) -> float:
+    """Return the mean absolute error, in the unit of the values.
+
+    Here and in the measures below, `actual` and `forecast` have the same shape, whatever it is: (T,), or (origins,
+    horizon) of a walk-forward test. A forecast of NaN, from a model that diverged, makes the measure NaN.
+    """
+    true, predicted = _pairs(actual, forecast)
+    return float(np.abs(true - predicted).mean())
+
+
+def rmse(actual: ArrayLike, forecast: ArrayLike) -> float:
+    """Return the root of the mean squared error, in the unit of the values."""
+    true, predicted = _pairs(actual, forecast)
+    return float(np.sqrt(((true - predicted) ** 2).mean()))
+
+
+def mape(actual: ArrayLike, forecast: ArrayLike) -> float:
+    """Return the mean absolute error relative to each actual value, as a fraction.
+
+    Raises:
+        ValueError: An actual value is 0, to which no error is relative; MASE takes such series.
+    """
+    true, predicted = _pairs(actual, forecast)
+    if (true == 0).any():
+        raise ValueError(f"MAPE is not defined for an actual value of 0, found first at {_first(true == 0)}; use MASE")
+    return float(np.abs((true - predicted) / true).mean())
+
+
+def smape(actual: ArrayLike, forecast: ArrayLike) -> float:
+    """Return the mean of 2 · |error| / (|actual| + |forecast|), from 0 to 2, as a fraction.
+
+    The form of the M3 competition, Makridakis & Hibon (2000). Where actual and forecast are both 0, the error is 0.
+    """
+    true, predicted = _pairs(actual, forecast)
+    sizes = np.abs(true) + np.abs(predicted)
+    return float((2 * np.abs(true - predicted) / np.where(sizes == 0, 1, sizes)).mean())
+
+
+def mase(actual: ArrayLike, forecast: ArrayLike, history: ArrayLike, period: int = 1) -> float:
+    """Return the mean absolute error relative to that of the seasonal naive forecast within the history.
+
+    Below 1 the forecast is better than the naive one was, one step ahead, on the training data. From Hyndman & Koehler
+    (2006), Another look at measures of forecast accuracy.
+
+    Args:
+        actual: Observed values, any shape.
+        forecast: Of the same shape.
+        history: The training series, shape (T,), longer than `period`. Nothing after it enters the scale.
+        period: Values in a season; 1 for none.
+
+    Raises:
+        ValueError: The history repeats itself exactly, so that there is no scale.
+    """
+    past = np.asarray(history, dtype=np.float64)
+    if past.ndim != 1 or not 1 <= period < len(past):
+        raise ValueError(f"a history of shape {past.shape} has no changes over a period of {period}")
+    scale = np.abs(past[period:] - past[:-period]).mean()
+    if scale == 0:
+        raise ValueError(f"MASE is not defined: the history of {len(past)} values never changes over {period}")
+    return mae(actual, forecast) / float(scale)
+
+
+def directional_accuracy(actual_change: ArrayLike, forecast_change: ArrayLike) -> tuple[int, int]:
+    """Count how often the forecast says rightly whether the value goes up or down; see `wilson_interval`.
+
+    Where the value does not change there is nothing to be right about: this is not counted. A forecast of no change is
+    wrong whichever way the value goes.
+
+    Returns:
+        How many directions are right, and of how many.
+    """
+    true, predicted = _pairs(actual_change, forecast_change)
+    _check_no_nan("changes", true, predicted)
+    moved = true != 0
+    return int((np.sign(true) == np.sign(predicted))[moved].sum()), int(moved.sum())
+
+
+def coverage(actual: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
+    """Return the fraction of values that lie within their interval, bounds included.
+
+    To be compared with what the intervals promise: of 95 % intervals, 95 %.
+    """
+    true, lower = _pairs(actual, low)
+    _, upper = _pairs(actual, high)
+    _check_no_nan("values and bounds", true, lower, upper)
+    if (lower > upper).any():
+        raise ValueError(f"low is above high, first at {_first(lower > upper)}")
+    return float(((lower <= true) & (true <= upper)).mean())
+
+
+def pinball_loss(actual: ArrayLike, forecast: ArrayLike, quantile: float) -> float:
+    """Return the mean loss whose best forecast is this quantile, in the unit of the values; 0.5 gives half the MAE.
+
+    A value above its forecast costs `quantile` times the error, one below it `1 - quantile` times: Koenker & Bassett
+    (1978), Regression Quantiles.
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must be between 0 and 1, found {quantile}")
+    true, predicted = _pairs(actual, forecast)
+    error = true - predicted
+    return float(np.maximum(quantile * error, (quantile - 1) * error).mean())
 
 
 def mean_and_spread(values: Sequence[float]) -> Spread:
@@ -211,6 +344,28 @@ def _check_range(name: str, values: NDArray[np.int64], num_classes: int) -> None
         raise ValueError(
             f"{name} must be between 0 and {num_classes - 1}, found {values[position]} at position {position}"
         )
+
+
+def _pairs(actual: ArrayLike, forecast: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    true, predicted = np.asarray(actual, dtype=np.float64), np.asarray(forecast, dtype=np.float64)
+    # Shapes that differ would be broadcast: a column against a row compares every value with every forecast.
+    if true.shape != predicted.shape:
+        raise ValueError(f"actual values of shape {true.shape} do not go with forecasts of shape {predicted.shape}")
+    if true.size == 0:
+        raise ValueError("there are no values to compare")
+    return true, predicted
+
+
+def _check_no_nan(name: str, *arrays: NDArray[np.float64]) -> None:
+    # In a comparison NaN would count as a miss.
+    for array in arrays:
+        if np.isnan(array).any():
+            raise ValueError(f"{name} hold NaN, first at {_first(np.isnan(array))}")
+
+
+def _first(where: NDArray[np.bool_]) -> str:
+    position = np.unravel_index(where.argmax(), where.shape)
+    return "position " + ", ".join(map(str, position))
 
 
 def _square_counts(confusion: ArrayLike) -> NDArray[np.int64]:

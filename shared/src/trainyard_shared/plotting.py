@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainyard_shared import metrics
+from trainyard_shared.console import bytes_text
 from trainyard_shared.metrics import Spread, format_value, mean_and_spread, metric_label, wilson_interval
 from trainyard_shared.results import atomic_path
 
@@ -48,6 +50,8 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
 }
+# For curves that share a picture: told apart by the marker, too.
+CURVE_STYLES = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILLION, "D"), (SKY, "v"), (INK, "x")]
 WHISKERS: dict[str, Any] = {"ecolor": INK, "elinewidth": 1.2, "capsize": 3}
 WIDTH = 6.6  # inches: with 10 point letters two such pictures are readable side by side in a report
 DPI = 160
@@ -345,6 +349,279 @@ def scaling(
     return path
 
 
+def bandwidth(
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    path: Path,
+    title: str = "Bandwidth",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw bandwidth over message size, both on logarithmic axes, one curve for each collective.
+
+    `curves` holds, by name, pairs of the message's bytes and the bandwidth in bytes/s; there are at most 6.
+    """
+    if not curves or len(curves) > len(CURVE_STYLES):
+        raise ValueError(f"{len(curves)} curves: must be 1 to {len(CURVE_STYLES)}")
+    with _picture(path, WIDTH, 4.2, title, subtitle, note) as figure:
+        axes = figure.subplots()
+        for (name, points), (colour, marker) in zip(curves.items(), CURVE_STYLES, strict=False):
+            sizes, rates = zip(*points, strict=True)
+            axes.plot(sizes, np.array(rates) / 1e9, color=colour, marker=marker, markersize=5, label=_plain(name))
+        ticks = sorted({size for points in curves.values() for size, _ in points})
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [bytes_text(size).replace(".0 ", " ") for size in ticks], rotation=30, ha="right")
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("message size")
+        axes.set_ylabel("bandwidth (GB/s)")
+        axes.legend(loc="best", fontsize=9)
+    return path
+
+
+def forecast(
+    steps: ArrayLike,
+    actual: ArrayLike,
+    forecasts: Mapping[str, ArrayLike],
+    path: Path,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
+    interval_label: str = "95 % interval",
+    x_label: str = "",
+    y_label: str = "",
+    title: str = "Forecast",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw a series and forecasts of it, with an interval as a band.
+
+    Args:
+        steps: Dates (datetime64) or numbers, shape (N,), ascending.
+        actual: Observed values, shape (N,); NaN where there is none.
+        forecasts: At most 6 by name, each of shape (N,); NaN where there is none.
+        path: Where to write the picture.
+        interval: Lower and upper bounds, shape (N,) each; NaN where there are none.
+        interval_label: What the band is.
+        x_label: What `steps` are; dates need no label.
+        y_label: What the values are, with the unit.
+        title: In bold on top.
+        subtitle: In grey below the title.
+        note: In the band at the bottom.
+    """
+    when = np.asarray(steps)
+    values = {name: np.asarray(curve, dtype=np.float64) for name, curve in {"actual": actual, **forecasts}.items()}
+    bounds = [np.asarray(bound, dtype=np.float64) for bound in interval or ()]
+    if any(curve.shape != when.shape for curve in [*values.values(), *bounds]) or when.ndim != 1:
+        shapes = ", ".join(f"{name} {curve.shape}" for name, curve in values.items())
+        raise ValueError(f"all curves must have a value for each of {when.shape} steps; found {shapes}")
+    if not 1 <= len(forecasts) <= len(CURVE_STYLES):
+        raise ValueError(f"{len(forecasts)} forecasts: must be 1 to {len(CURVE_STYLES)}")
+    with _picture(path, WIDTH, 3.6, title, subtitle, note) as figure:
+        axes = figure.subplots()
+        axes.plot(when, values.pop("actual"), color=INK, linewidth=1.3, label="actual")
+        if bounds:
+            low, high = bounds
+            axes.fill_between(when, low, high, color=SKY, alpha=0.3, linewidth=0, label=_plain(interval_label))
+        for (name, curve), (colour, marker) in zip(values.items(), CURVE_STYLES, strict=False):
+            few = np.isfinite(curve).sum() <= 31  # with more, markers would hide the curve
+            axes.plot(
+                when, curve, color=colour, linewidth=1.5, marker=marker if few else "", markersize=4, label=_plain(name)
+            )
+        if when.dtype.kind == "M":
+            _date_ticks(axes)
+        axes.set_xlabel(_plain(x_label))
+        axes.set_ylabel(_plain(y_label))
+        _legend_above(axes)
+    return path
+
+
+def errors_by_horizon(
+    errors: Mapping[str, Sequence[float]],
+    path: Path,
+    metric: str = "mae",
+    unit: str = "",
+    title: str = "Error by horizon",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw how the error of each forecaster grows with the number of steps ahead.
+
+    `errors` holds, by name, one value for each step from 1 to the horizon, the same for all; there are at most 12
+    curves. The axis begins at zero, unless that would hide the differences. `unit` is as in `format_value`.
+    """
+    horizons = {len(values) for values in errors.values()}
+    if len(horizons) != 1 or 0 in horizons or len(errors) > 2 * len(CURVE_STYLES):
+        raise ValueError(
+            f"must be 1 to {2 * len(CURVE_STYLES)} forecasters with errors for the same steps; found "
+            + (", ".join(f"{name}: {len(values)}" for name, values in errors.items()) or "none")
+        )
+    steps = np.arange(1, horizons.pop() + 1)
+    finite = [value for values in errors.values() for value in values if math.isfinite(value)]
+    if not finite:
+        return _only_words("No forecaster has a value.", path, title, subtitle, note)
+    factor, unit_label = _axis_unit(unit, max(finite))
+    from_zero = min(finite) < 0.7 * max(finite)
+    with _picture(path, WIDTH, 3.8, title, subtitle, note) as figure:
+        axes = figure.subplots()
+        for i, (name, values) in enumerate(errors.items()):
+            colour, marker = CURVE_STYLES[i % len(CURVE_STYLES)]
+            line = "-" if i < len(CURVE_STYLES) else "--"
+            heights = factor * np.where(np.isfinite(values), values, np.nan)
+            axes.plot(
+                steps, heights, line, color=colour, marker=marker, markersize=5, linewidth=1.5, label=_plain(name)
+            )
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xticks(steps if len(steps) <= 14 else steps[6::7])
+        axes.set_xlabel("steps ahead")
+        words = _plain(metric_label(metric) + unit_label)
+        axes.set_ylabel(words if from_zero else f"{words} · not from 0")
+        _legend_above(axes)
+    return path
+
+
+def heat_map(
+    values: ArrayLike,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    path: Path,
+    row_label: str = "",
+    column_label: str = "",
+    unit: str = "",
+    title: str = "",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw one figure for each pair of two settings, darker where it is larger and printed in its cell.
+
+    `values` has the shape (R, C); a cell of NaN, a run that failed or was not made, stays white and has a dash. `unit`
+    is as in `format_value`.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.shape != (len(row_names), len(column_names)):
+        raise ValueError(f"values of shape {table.shape} do not go with {len(row_names)} x {len(column_names)} names")
+    finite = table[np.isfinite(table)]
+    if not finite.size:
+        return _only_words("No cell has a value.", path, title, subtitle, note)
+    factor, unit_label = _axis_unit(unit, float(np.abs(finite).max()))
+    shown = np.where(np.isfinite(table), factor * table, np.nan)
+    low, high = factor * finite.min(), factor * finite.max()
+    with _picture(path, WIDTH, 1.2 + 0.5 * len(row_names), title, subtitle, note) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(shown, cmap="Blues", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+        figure.colorbar(image, ax=axes, label=_plain(unit_label.strip(" ()")), fraction=0.05, pad=0.02)
+        axes.grid(False)
+        axes.set_xticks(range(len(column_names)), [_plain(name) for name in column_names])
+        axes.set_yticks(range(len(row_names)), [_plain(name) for name in row_names])
+        axes.set_xlabel(_plain(column_label))
+        axes.set_ylabel(_plain(row_label))
+        for (row, column), value in np.ndenumerate(shown):
+            known = bool(np.isfinite(value))
+            dark = known and high > low and value > low + 0.55 * (high - low)
+            words = format_value(float(table[row, column]), unit) if known else "–"
+            axes.text(column, row, words, ha="center", va="center", fontsize=9, color="white" if dark else INK)
+    return path
+
+
+def roc_curve(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    path: Path,
+    positive: str = "1",
+    title: str = "ROC curve",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw true over false positive rate for every threshold, with the area below and the point of threshold 0.5.
+
+    `labels` are 0 or 1, `scores` probabilities of 1, shape (N,) each; `positive` names class 1.
+    """
+    false_rate, true_rate = metrics.roc_curve(labels, scores)
+    true, called = np.asarray(labels), np.asarray(scores) >= 0.5
+    point = 100 * called[true == 0].mean(), 100 * called[true == 1].mean()
+    with _picture(path, WIDTH, 4.6, title, subtitle, note) as figure:
+        axes = figure.subplots()
+        area = metrics.roc_auc(labels, scores)
+        axes.plot(100 * false_rate, 100 * true_rate, color=BLUE, label=f"area below: {area:.4f}")
+        axes.plot(*point, color=VERMILLION, marker="o", linewidth=0, label="threshold 0.5")
+        axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1.5, label="guessing: 0.5")
+        axes.set_aspect("equal")
+        axes.set_xlim(-1, 101)
+        axes.set_ylim(-1, 101)
+        axes.set_xlabel(f"taken for {_plain(positive)} although they are not (%)")
+        axes.set_ylabel(f"rightly taken for {_plain(positive)} (%)")
+        axes.legend(loc="lower right", fontsize=9)
+    return path
+
+
+def search_history(
+    values: Sequence[float | None],
+    pruned: Sequence[bool],
+    parameters: Mapping[str, Sequence[float]],
+    path: Path,
+    metric: str = "val_accuracy",
+    unit: str = "",
+    logarithmic: Sequence[str] = (),
+    title: str = "Hyperparameter search",
+    subtitle: str | None = None,
+    note: str | None = None,
+) -> Path:
+    """Draw how good each trial was and the best so far, and below it the values over each parameter.
+
+    Args:
+        values: One for each trial, the last one known if it was pruned; None or NaN if it has none.
+        pruned: Whether a trial was stopped early; such a trial cannot be the best.
+        parameters: At most 6 by name, one value for each trial.
+        path: Where to write the picture.
+        metric: What the values are; higher is better.
+        unit: As in `format_value`.
+        logarithmic: Names of the parameters with a logarithmic axis.
+        title: In bold on top.
+        subtitle: In grey below the title.
+        note: In the band at the bottom.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    heights = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    stopped = np.asarray(pruned, dtype=bool)
+    if not (len(heights) == len(stopped) and all(len(column) == len(heights) for column in parameters.values())):
+        raise ValueError(f"{len(heights)} values, but not as many pruned or parameters")
+    if not np.isfinite(heights).any():
+        return _only_words("No trial has a value yet.", path, title, subtitle, note)
+    factor, unit_label = _axis_unit(unit, float(np.nanmax(heights)))
+    heights = factor * heights
+    finished = np.where(stopped | ~np.isfinite(heights), -math.inf, heights)
+    best = np.maximum.accumulate(finished)
+    num_rows = 1 + math.ceil(len(parameters) / 2)
+    label = _plain(metric_label(metric) + unit_label)
+    number = np.arange(1, len(heights) + 1)
+    with _picture(path, WIDTH, 2.8 + 2.1 * (num_rows - 1), title, subtitle, note) as figure:
+        grid = figure.add_gridspec(num_rows, 2, height_ratios=[2.8] + [2.1] * (num_rows - 1))
+        history = figure.add_subplot(grid[0, :])
+        known = np.isfinite(best)
+        history.step(number[known], best[known], where="post", color=GREY, linewidth=1.5, label="best so far")
+        panels = [(history, number, "trial")]
+        for i, (name, column) in enumerate(parameters.items()):
+            axes = figure.add_subplot(grid[1 + i // 2, i % 2])
+            if name in logarithmic:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                axes.minorticks_off()
+            if len(set(column)) <= 5:  # the values there are to choose from
+                axes.set_xticks(sorted(set(column)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+            panels.append((axes, np.asarray(column), _plain(metric_label(name))))
+        for axes, places, x_label in panels:
+            axes.scatter(places[~stopped], heights[~stopped], s=26, color=BLUE, zorder=3, label="finished")
+            axes.scatter(
+                places[stopped], heights[stopped], s=26, marker="x", color=ORANGE, zorder=3, label="stopped early"
+            )
+            axes.set_xlabel(x_label)
+            axes.set_ylabel(label)
+        history.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend_above(history)
+    return path
+
+
 @contextmanager
 def _picture(
     path: Path, width: float, height: float, title: str, subtitle: str | None, note: str | None
@@ -512,6 +789,19 @@ def _comparison_legend(figure: "Figure", axes: "Axes", from_zero: bool, several_
             Line2D([], [], color=VERMILLION, linewidth=0, marker="o", markersize=5, label="one seed"),
         ]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9, borderaxespad=0.2)
+
+
+def _date_ticks(axes: "Axes") -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=4, maxticks=8)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _legend_above(axes: "Axes") -> None:
+    # Curves go wherever they like: no corner within the axes stays free.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9, borderaxespad=0.2)
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,8 @@ MAX_OPEN_ROWS = 20  # longer tables are folded up
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into a run folder, from its config.yaml, metrics.jsonl, summary.json and plots/*.png.
 
-    Whatever is not there, as in a run that is still going, is left out.
+    Whatever is not there, as in a run that is still going, is left out. Besides what every project has, a summary may
+    hold `conclusions`, which are sentences, and `tables`: `{"title", "columns", "rows"}` of text, and perhaps a `note`.
 
     Raises:
         DataError: the folder holds neither a configuration nor a summary, or a file of it cannot be read.
@@ -48,6 +49,7 @@ def write_report(run_dir: Path) -> Path:
         state=summary.get("state", "no summary yet"),
         metrics=[_headline(name, metric) for name, metric in summary.get("metrics", {}).items()],
         plots=_plots(run_dir),
+        tables=summary.get("tables", []),
         validation=_validation_table(read_records(run_dir)),
         per_class=summary.get("per_class", []),
         run_facts=_run_facts(summary),
@@ -120,13 +122,13 @@ def _check_form(summary: Mapping[str, Any], path: Path) -> None:
     objects = ("data", "metrics", "throughput", "phases_s", "memory", "versions")
     for names, form, words in (
         (objects, Mapping, "an object"),
-        (("per_class", "notes", "config_changed"), list, "a list"),
+        (("conclusions", "per_class", "notes", "config_changed", "tables"), list, "a list"),
     ):
         for name in names:
             if name in summary and not isinstance(summary[name], form):
                 found = type(summary[name]).__name__
                 raise DataError(f"error: {path}: '{name}' must be {words}, found {found}: {str(summary[name])[:60]}")
-    for name in ("metrics", "per_class"):
+    for name in ("metrics", "per_class", "tables"):
         entries = summary.get(name, [])
         for entry in entries.values() if isinstance(entries, Mapping) else entries:
             if not isinstance(entry, Mapping):

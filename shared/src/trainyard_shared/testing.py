@@ -105,13 +105,17 @@ def run_folder(out_dir: Path) -> Path:
     return folders[0]
 
 
-def wait_for_step(process: subprocess.Popen, out_dir: Path, step: int, timeout_s: float = TIMEOUT_S) -> None:
-    """Wait until a running command has logged a training step of at least `step`."""
+def wait_for_step(
+    process: subprocess.Popen, out_dir: Path, step: int, timeout_s: float = TIMEOUT_S, *, restarts: int = 0
+) -> None:
+    """Wait until a running command, started again `restarts` times, has logged a training step of at least `step`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert process.poll() is None, f"ended early: {process.communicate()}"
-        for folder in out_dir.glob("*/*"):
-            if any(r["kind"] == "train" and r["step"] >= step for r in read_records(folder)):
+        for summary in out_dir.glob("*/*/summary.json"):
+            # A start writes its summary once it has dropped the records of the steps that it will make again.
+            in_time = read_json(summary).get("restarts") == restarts
+            if in_time and any(r["kind"] == "train" and r["step"] >= step for r in read_records(summary.parent)):
                 return
         time.sleep(0.02)
     raise AssertionError(f"no step {step} within {timeout_s} s")
@@ -119,7 +123,13 @@ def wait_for_step(process: subprocess.Popen, out_dir: Path, step: int, timeout_s
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the final weights of a run: equal digests mean equal weights, bit for bit."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()
+
+
+def weights_file(folder: Path) -> Path:
+    """Path of the final weights of a run: in its folder or, where that is exported for others, in `model/`."""
+    exported = folder / "model" / "model.safetensors"
+    return exported if exported.is_file() else folder / "model.safetensors"
 
 
 class ProjectContract:
@@ -157,11 +167,16 @@ class ProjectContract:
 
     @pytest.mark.parametrize("verb", ["train", "evaluate", "compare"])
     def test_help_is_quick_and_names_the_package(self, verb: str, tmp_path: Path) -> None:
-        attempts = [run([script(verb), "--help"], tmp_path) for _ in range(3)]
-        assert all(attempt.status == 0 for attempt in attempts)
-        assert self.package in attempts[0].stdout
-        assert min(attempt.seconds for attempt in attempts) < 1.5
-        assert run([script(self.package), verb, "--help"], tmp_path).stdout == attempts[0].stdout
+        shown = run([script(verb), "--help"], tmp_path)
+        assert shown.status == 0
+        assert self.package in shown.stdout
+        again = run([script(self.package), verb, "--help"], tmp_path)
+        assert again.stdout == shown.stdout
+        # The machine may be busy with something else for a moment: one quick answer of several is enough.
+        seconds = [shown.seconds, again.seconds]
+        while min(seconds) >= 1.5 and len(seconds) < 5:
+            seconds.append(run([script(verb), "--help"], tmp_path).seconds)
+        assert min(seconds) < 1.5
 
     def test_help_and_errors_import_no_backend(self, tmp_path: Path) -> None:
         code = (
@@ -251,49 +266,44 @@ class ProjectContract:
 
     # --------------------------------------------------------------------------------------------- kill, stop, resume
 
-    @pytest.mark.parametrize("rank", [0, 1])
-    def test_killed_process_is_replaced_and_the_weights_are_the_same(
-        self, rank: int, reference: Path, tmp_path: Path
-    ) -> None:
-        # In the middle of the second epoch, after a checkpoint within it.
+    def test_killed_processes_are_replaced_and_the_weights_are_the_same(self, reference: Path, tmp_path: Path) -> None:
+        # In the middle of the second epoch, after a checkpoint within it: first one rank, then the other.
         process = start_command(self.train(tmp_path, checkpoint_every=3), tmp_path)
         try:
-            wait_for_step(process, tmp_path, self.steps_per_epoch + self.steps_per_epoch // 2 + rank)
-            workers(process.pid)[rank].kill()
+            for rank in (0, 1):
+                wait_for_step(process, tmp_path, self.steps_per_epoch + self.steps_per_epoch // 2 + rank, restarts=rank)
+                workers(process.pid)[rank].kill()
             _, stderr = process.communicate(timeout=TIMEOUT_S)
         finally:
             kill_tree(process.pid)
         assert process.returncode == 0, stderr
-        assert f"process {rank} of 2 was killed by SIGKILL" in stderr
+        for rank in (0, 1):
+            assert f"process {rank} of 2 was killed by SIGKILL" in stderr
         folder = run_folder(tmp_path)
-        assert read_json(folder / "summary.json")["restarts"] == 1
+        assert read_json(folder / "summary.json")["restarts"] == 2
         assert weights_digest(folder) == weights_digest(reference)
         steps = [r["step"] for r in read_records(folder) if r["kind"] == "train"]
         assert steps == sorted(set(steps)), "each step is recorded once, however often it was made"
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_stopped_run_saves_and_continues_to_the_same_weights(
-        self, number: signal.Signals, reference: Path, tmp_path: Path
-    ) -> None:
+    def test_stopped_run_saves_and_continues_to_the_same_weights(self, reference: Path, tmp_path: Path) -> None:
         process = start_command(self.train(tmp_path), tmp_path)
         try:
             wait_for_step(process, tmp_path, self.steps_per_epoch + 2)
             children = list(workers(process.pid).values())
-            process.send_signal(number)
+            process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=60)
         finally:
             kill_tree(process.pid)
-        assert process.returncode == 128 + number, stderr
+        assert process.returncode == 128 + signal.SIGINT, stderr
         assert not [child for child in children if child.is_running()], "processes left behind"
         folder = run_folder(tmp_path)
         assert f"train --resume {folder}" in stderr
         assert read_json(folder / "summary.json")["state"] == "interrupted"
         assert list((folder / "checkpoints").iterdir())
-        if number == signal.SIGTERM:  # both save in the same way; once is enough
-            finished = run([script("train"), "--resume", str(folder)], tmp_path)
-            assert finished.status == 0, finished.stderr
-            assert weights_digest(folder) == weights_digest(reference)
-            assert read_json(folder / "summary.json")["state"] == "finished"
+        finished = run([script("train"), "--resume", str(folder)], tmp_path)
+        assert finished.status == 0, finished.stderr
+        assert weights_digest(folder) == weights_digest(reference)
+        assert read_json(folder / "summary.json")["state"] == "finished"
 
     def test_damaged_checkpoint_falls_back_to_the_one_before(self, reference: Path, tmp_path: Path) -> None:
         folder = tmp_path / "results" / self.package / reference.name
@@ -303,7 +313,7 @@ class ProjectContract:
         content = bytearray(state.read_bytes())
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
-        (folder / "model.safetensors").unlink()
+        weights_file(folder).unlink()
         finished = run([script("train"), "--resume", str(folder)], tmp_path)
         assert finished.status == 0, finished.stderr
         assert f"checkpoint {newest.name} is damaged" in finished.stdout

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, collectives. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
-from torchdist_cifar.config import CompareConfig, EvaluateConfig, TrainConfig
+from torchdist_cifar.config import CollectivesConfig, CompareConfig, EvaluateConfig, TrainConfig
 
 PACKAGE = "torchdist-cifar"
 
@@ -73,9 +74,33 @@ def compare(argv: Sequence[str]) -> int:
 
 
 @command
+def collectives(argv: Sequence[str]) -> int:
+    """Show and measure the collectives."""
+    config = parse(
+        CollectivesConfig,
+        argv,
+        prog="collectives",
+        description=f"{PACKAGE}: what broadcast, scatter, gather, all-gather, all-reduce and reduce-scatter do, "
+        "and how fast they are here.",
+    ).config
+    if launch.is_worker():
+        if launch.world_size() < 2:
+            raise UsageError("error: one process has nobody to talk to; use --nproc 2")
+        return launch.run_worker(lambda: launch.call("torchdist_cifar.collectives:collectives", config))
+    return launch.launch(
+        "torchdist_cifar.collectives",
+        argv,
+        nproc=config.nproc,
+        num_threads=config.num_threads,
+        max_restarts=0,
+        run_dir=reserve_run_dir(config.out_dir, PACKAGE, "collectives"),
+    )
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `torchdist-cifar`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "collectives": collectives}
     return dispatch(PACKAGE, "A convolutional network on CIFAR-10 with torch.distributed.", commands, argv)
 
 

@@ -125,3 +125,27 @@ class CompareConfig:
     """folder for the comparison; runs finished there before are not made again when --resume names it"""
     resume: Path | None = None
     """comparison folder to continue"""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class CollectivesConfig:
+    """Show what broadcast, scatter, gather, all-gather, all-reduce and reduce-scatter do, and measure them."""
+
+    nproc: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """processes on this machine; auto: one for each GPU, without a GPU 2"""
+    num_threads: Literal["auto"] | PositiveInt = 1
+    """CPU threads of each process"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the messages lie"""
+    min_bytes: PositiveInt = 1024
+    """smallest message that is measured"""
+    max_bytes: PositiveInt = 64 * 1024**2
+    """largest message that may be measured; sizes grow by a factor of 4"""
+    time_per_point_s: PositiveFloat = 0.1
+    """seconds to measure each collective with each size of message"""
+    out_dir: Path = Path("results")
+    """folder for the result folder"""
+
+    def __post_init__(self) -> None:
+        if self.min_bytes > self.max_bytes:
+            raise ValueError(f"--min-bytes: {self.min_bytes} is more than --max-bytes {self.max_bytes}")

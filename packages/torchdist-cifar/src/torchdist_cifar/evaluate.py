@@ -15,6 +15,7 @@ from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.errors import DataError
 from trainyard_shared.report import write_report
 from trainyard_shared.tensors.evaluation import gather_in_order, shard_batches
+from trainyard_shared.tensors.images import CIFAR10
 
 from torchdist_cifar import data
 from torchdist_cifar.config import EvaluateConfig, TrainConfig
@@ -55,7 +56,7 @@ def predict(model: nn.Module, images: Tensor, config: TrainConfig, device: torch
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     for index in shard_batches(len(images), BATCH_SIZE, rank, world_size):
         batch = images[index].to(device).permute(0, 2, 3, 1)  # (B, 3, 32, 32) -> (B, 32, 32, 3)
-        batch = data.normalize(batch, channels_last=config.channels_last)
+        batch = CIFAR10(batch, channels_last=config.channels_last)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             logits = model(batch)
             if flip:

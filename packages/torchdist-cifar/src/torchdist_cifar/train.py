@@ -27,6 +27,7 @@ from trainyard_shared.config import Parsed, to_yaml
 from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.errors import TrainyardError, UsageError
 from trainyard_shared.tensors import memory
+from trainyard_shared.tensors.images import CIFAR10, split
 from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 from torchdist_cifar import data, evaluate, sync_batchnorm
@@ -83,7 +84,7 @@ class Run:
                 f"there are {len(dataset.train_images)} training images"
             )
         images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
-        train_index, val_index = data.split(len(images), config.num_val)
+        train_index, val_index = split(len(images), config.num_val)
         self.val = (images[val_index], labels[val_index])
         self.batches = data.TrainBatches(
             images[train_index], labels[train_index], config, self.rank, self.world_size, device
@@ -99,7 +100,7 @@ class Run:
         model = build_model(config, len(dataset.class_names))
         if isinstance(model, SmallCNN) and model.whiten:
             first = images[train_index[:5000]].permute(0, 2, 3, 1)
-            model.set_whitening(data.normalize(first, channels_last=False))
+            model.set_whitening(CIFAR10(first, channels_last=False))
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         three = torch.zeros(3, 3, 32, 32)
         self.activation_bytes = memory.activation_bytes(

@@ -40,28 +40,43 @@ def activation_bytes(
         batch_size: number of samples to predict for.
         autocast: dtype of mixed precision, None for full precision.
     """
-    twin = copy.deepcopy(model).cpu().train()
-    own = {tensor.untyped_storage()._cdata for tensor in [*twin.parameters(), *twin.buffers()]}
-
-    def count(num_samples: int) -> int:
-        kept: dict[int, torch.Tensor] = {}  # by storage: views of one tensor share memory
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()._cdata
-            if storage not in own:
-                kept[storage] = tensor
-            return tensor
-
-        with (
-            torch.random.fork_rng(devices=[]),  # dropout must not change the random numbers of the training
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
-        ):
-            twin(*(tensor[:num_samples].clone() for tensor in inputs))
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-    two, three = count(2), count(3)
+    twin = copy.deepcopy(model).cpu()
+    two, three = (
+        saved_bytes(twin, *(tensor[:num_samples].clone() for tensor in inputs), autocast=autocast)
+        for num_samples in (2, 3)
+    )
     return two + (batch_size - 2) * (three - two)
+
+
+def saved_bytes(model: nn.Module, *inputs: torch.Tensor, autocast: torch.dtype | None = None) -> int:
+    """Measure the bytes that a forward pass of `model` in training keeps for the backward pass.
+
+    Parameters and buffers, which are there anyway, are not counted. Random numbers are put back as they were.
+
+    Args:
+        model: plain module, on the device of the inputs.
+        inputs: the arguments of its forward.
+        autocast: dtype of mixed precision, None for full precision.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}  # by storage: views of one tensor share memory
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept[storage] = tensor
+        return tensor
+
+    device, was_training = inputs[0].device, model.training
+    model.train()
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None),
+    ):
+        model(*inputs)
+    model.train(was_training)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:

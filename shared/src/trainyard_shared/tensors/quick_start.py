@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+_DYNAMO = "torch._dynamo"
+_OF_MASKS = f"{_DYNAMO}._trace_wrapped_higher_order_op"
+
 
 class _Postponed(types.ModuleType):
     """Stands in for `torch._dynamo`: answers what eager training asks of it, imports the real one for any other."""
@@ -24,27 +27,37 @@ class _Postponed(types.ModuleType):
         """Do what the real one does outside a compiled function: nothing."""
 
     @staticmethod
-    def disable(fn: Any, recursive: bool = True, **_: Any) -> Any:
-        """Return the function: outside a compiled function there is nothing to disable."""
-        return fn
+    def disable(fn: Any = None, recursive: bool = True, **_: Any) -> Any:
+        """Return the function, or a decorator that does: outside a compiled function there is nothing to disable."""
+        return fn if fn is not None else lambda function: function
+
+    # Marks that transformers 5.23 puts on functions which somebody might compile.
+    allow_in_graph = assume_constant_result = staticmethod(lambda fn: fn)
 
     def __getattr__(self, name: str) -> Any:
         # __path__ is what the import of a submodule asks for.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            # Out of the way altogether: what the real one imports must not meet the stand-in.
-            del sys.modules[self.__name__], torch._dynamo
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(_real(self.__name__), name)
 
 
 def postpone_dynamo() -> None:
-    """Keep `torch.optim` from importing `torch._dynamo`, and with it sympy, until something is compiled.
+    """Keep `torch.optim` and transformers from importing `torch._dynamo` until something is compiled.
 
     In torch 2.13, making an optimizer and stepping it imports the compiler, only to tell it to stay out: as many
-    seconds, in each process, as importing torch itself. Call it before the first optimizer is made, in programs that
-    do not use `torch.compile`.
+    seconds, in each process, as importing torch itself. transformers 5.23 imports it for a mask that most models do not
+    use. Call it before the first optimizer is made and before transformers is imported, in programs that do not use
+    `torch.compile`.
     """
-    if "torch._dynamo" not in sys.modules:
-        stand_in = _Postponed("torch._dynamo")
-        sys.modules["torch._dynamo"] = torch._dynamo = stand_in
+    if _DYNAMO not in sys.modules:
+        sys.modules[_DYNAMO] = torch._dynamo = _Postponed(_DYNAMO)
+        of_masks = types.ModuleType(_OF_MASKS)
+        of_masks.TransformGetItemToIndex = lambda: _real(_OF_MASKS).TransformGetItemToIndex()  # type: ignore[attr-defined]
+        sys.modules[_OF_MASKS] = of_masks
+
+
+def _real(name: str) -> Any:
+    """Import the real module; the stand-ins go out of the way altogether, since what it imports must not meet them."""
+    if isinstance(sys.modules.get(_DYNAMO), _Postponed):
+        del sys.modules[_DYNAMO], sys.modules[_OF_MASKS], torch._dynamo
+    return importlib.import_module(name)

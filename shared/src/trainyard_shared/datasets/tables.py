@@ -1,0 +1,59 @@
+"""What the readers of text files share: decoding with an error that helps, and where the files came from."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from pathlib import Path
+
+from trainyard_shared.errors import DataError
+
+GENERATED = "generated sample"
+# Beside files that this package has made; its first line says what they are.
+ORIGIN_FILE = "ORIGIN.txt"
+DECOMPRESS = {".bz2": bz2.decompress, ".gz": gzip.decompress, ".xz": lzma.decompress}
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file, which may be compressed (.bz2, .gz, .xz); DataError if it cannot be had."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing.")
+    content = path.read_bytes()
+    if decompress := DECOMPRESS.get(path.suffix):
+        try:
+            content = decompress(content)
+        except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise DataError(f"{path} is damaged or incomplete: {error}.") from error
+    if not content.strip():
+        raise DataError(f"{path} is empty.")
+    return decode(path, content)
+
+
+def decode(path: Path, content: bytes) -> str:
+    """Return the content of a UTF-8 file as text, without a byte order mark; `path` is for the DataError."""
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: the byte 0x{content[error.start]:02x} at offset {error.start:,} is not UTF-8. Save "
+            "the file as UTF-8; if it was written on Windows: iconv -f WINDOWS-1252 -t UTF-8."
+        ) from error
+
+
+def read_origin(folder: Path) -> str | None:
+    """Return what this package wrote down about the files in `folder` when it made them, or None."""
+    path = folder / ORIGIN_FILE
+    return path.read_text(encoding="utf-8").splitlines()[0] if path.is_file() else None
+
+
+def write_origin(folder: Path, origin: str, *more: str) -> None:
+    """Write down what the files in `folder` are: one line for `read_origin`, and more for people."""
+    (folder / ORIGIN_FILE).write_text("\n".join([origin, *more, ""]), encoding="utf-8")
+
+
+def listing(folder: Path) -> str:
+    """Say what is in a folder, for error messages."""
+    if not folder.is_dir():
+        return "does not exist" if not folder.exists() else "is a file"
+    return f"holds {', '.join(sorted(entry.name for entry in folder.iterdir())[:10]) or 'nothing'}"
