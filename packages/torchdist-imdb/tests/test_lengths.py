@@ -121,7 +121,9 @@ def test_padded_sequences() -> None:
 
 
 def test_joined_sequences() -> None:
-    joined = Sequences.joined([Sequences.from_lists([[1, 2], [3]]), Sequences.from_lists([]), Sequences.from_lists([[4]])])
+    joined = Sequences.joined(
+        [Sequences.from_lists([[1, 2], [3]]), Sequences.from_lists([]), Sequences.from_lists([[4]])]
+    )
     assert joined.lengths.tolist() == [2, 1, 1]
     assert joined.padded(torch.tensor([2, 0]), 0, CPU)[0].tolist() == [[4, 0], [1, 2]]
 

@@ -99,7 +99,9 @@ def compare(config: CompareConfig) -> None:
         f"{config.num_threads} thread(s) a process, config '{config.config}', seeds 0 to {config.seeds - 1}, variants "
         f"in turn, each run in fresh processes on {first['device']}. Validation and the start of the processes are not "
         "in the throughput.",
-        "conclusions": about_accuracy(rows) if config.models else [*about_speed(rows, processes), *about_accuracy(rows)],
+        "conclusions": about_accuracy(rows)
+        if config.models
+        else [*about_speed(rows, processes), *about_accuracy(rows)],
         "commands": [outcome.summary["command"] for outcome in outcomes],
         "notes": [],
     } | {"versions": provenance(("torch", "transformers"))["versions"]}

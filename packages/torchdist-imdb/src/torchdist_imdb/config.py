@@ -35,7 +35,7 @@ class TrainConfig(RunConfig):
     """use the test set at the end; a search of hyperparameters must not"""
 
     model: str = "tiny"
-    """name on the Hugging Face Hub, or folder, of a pretrained encoder; tiny: a small ModernBERT trained from scratch"""
+    """name on the Hugging Face Hub, or folder, of a pretrained encoder; tiny: a small ModernBERT from scratch"""
     vocab_size: Annotated[int, Field(ge=200)] = 4000
     """words and letters that `tiny` knows at most: the most frequent ones of the training reviews"""
     hidden_size: Annotated[int, Field(gt=0, multiple_of=32)] = 64

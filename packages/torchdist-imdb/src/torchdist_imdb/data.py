@@ -33,7 +33,10 @@ def load(config: TrainConfig) -> ReviewDataset:
         dataset,
         test_texts=dataset.test_texts[: config.num_test],
         test_labels=dataset.test_labels[: config.num_test],
-        notes=(*dataset.notes, f"tested on the first {config.num_test:,} of {total:,} test reviews, ordered by checksum"),
+        notes=(
+            *dataset.notes,
+            f"tested on the first {config.num_test:,} of {total:,} test reviews, ordered by checksum",
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Test-set metrics, pictures and the worst mistakes, with every review counted exactly once by however many processes."""
+"""Test-set metrics, pictures and the worst mistakes; every review counts once, by however many processes."""
 
 import contextlib
 import dataclasses
@@ -118,7 +118,7 @@ def test_and_report(
     note = "generated sample data" if dataset.kind == "sample" else ""
     plotting.training_curves(folder.records(), folder.plots / "curves.png", note=note)
     if scores is not None:
-        summary |= test_results(scores, dataset, config)
+        summary |= tabulate(scores, dataset, config)
         summary["evaluation_reviews_per_second"] = round(len(dataset.test_labels) / scores.seconds, 1)
         draw(scores.logits, dataset, folder.plots, note)
     else:
@@ -135,7 +135,9 @@ def test_and_report(
         summary["wall_time_s"] = round(launch.seconds_since_command(), 1)
         summary["finished_at"] = results.now()
     if dataset.kind == "sample":
-        summary["next_command"] = "train --config cpu --model FOLDER     # real reviews on a CPU; --config full on a GPU"
+        summary["next_command"] = (
+            "train --config cpu --model FOLDER     # real reviews on a CPU; --config full on a GPU"
+        )
     folder.write_summary(summary)
     report = write_report(folder.path)
     for name, metric in summary["metrics"].items():
@@ -151,7 +153,7 @@ def test_and_report(
         console.say(f"the real thing: {summary['next_command']}")
 
 
-def test_results(scores: Scores, dataset: ReviewDataset, config: TrainConfig) -> dict[str, Any]:
+def tabulate(scores: Scores, dataset: ReviewDataset, config: TrainConfig) -> dict[str, Any]:
     """Return metrics, results by class and the worst mistakes, as summary.json has them."""
     labels = dataset.test_labels
     probabilities = scores.logits.softmax(dim=1).numpy()

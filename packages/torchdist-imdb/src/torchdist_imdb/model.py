@@ -1,9 +1,9 @@
 """Encoders of the transformers library with a head for two classes. Nothing here knows that training is distributed.
 
 A pretrained model comes by its name on the Hugging Face Hub or from a folder; `tiny` is made here, with a vocabulary
-learned from the training reviews, so that everything can be tried offline. It is a small ModernBERT (Warner et al. 2024,
-arXiv 2412.13663): its relative positions and narrow windows learn what stands next to what, `far from dull`, from a few
-thousand reviews. BERT's positions take many more.
+learned from the training reviews, so that everything can be tried offline. It is a small ModernBERT (Warner et al.
+2024, arXiv 2412.13663): its relative positions and narrow windows learn what stands next to what, `far from dull`,
+from a few thousand reviews. BERT's positions take many more.
 """
 
 from collections import Counter
@@ -73,7 +73,7 @@ def build(config: TrainConfig, class_names: Sequence[str], texts: Sequence[str])
 
 
 def tiny_config(config: TrainConfig, tokenizer: Any, class_names: Sequence[str]) -> ModernBertConfig:
-    """Return the settings of a small ModernBERT; heads are 32 wide, and all but every second layer look 8 tokens far."""
+    """Return the settings of a small ModernBERT; heads are 32 wide, and every other layer looks 8 tokens far."""
     settings = ModernBertConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -98,8 +98,8 @@ def tiny_config(config: TrainConfig, tokenizer: Any, class_names: Sequence[str])
 def train_tokenizer(texts: Sequence[str], config: TrainConfig) -> Any:
     """Return a tokenizer like BERT's, in lower case, whose vocabulary is the most frequent words and all letters.
 
-    A word that is not in it falls into its letters. The trainers of the tokenizers library would find longer pieces, but
-    others each time (version 0.23), where every process, and a run that is continued, has to come to the same.
+    A word that is not in it falls into its letters. The trainers of the tokenizers library would find longer pieces,
+    but others each time (version 0.23), where every process, and a run that is continued, has to come to the same.
     """
     normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -115,9 +115,7 @@ def train_tokenizer(texts: Sequence[str], config: TrainConfig) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     tokenizer.decoder = decoders.WordPiece()
     names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=config.max_length, **names
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=config.max_length, **names)
 
 
 def load_pretrained(config: TrainConfig, class_names: Sequence[str], notes: list[str]) -> tuple[Any, Any]:
@@ -136,19 +134,25 @@ def load_pretrained(config: TrainConfig, class_names: Sequence[str], notes: list
         say(f"looking for {name} in the cache of the Hugging Face Hub{'' if is_offline() else ' and on the Hub'}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # OSError, ValueError, TypeError, whatever the class of tokenizer comes upon
+    except Exception as error:  # of transformers, tokenizers, safetensors or the Hub: each has its own
         raise _cannot_have(name, "tokenizer", error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without files, transformers makes a tokenizer to which every word is unknown, and says nothing.
+        raise _cannot_have(name, "tokenizer", OSError("no vocabulary found."))
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         raise DataError(
-            f"error: --model {name}: its tokenizer cannot pad or is not a fast one; an encoder such as BERT, DistilBERT "
-            "or RoBERTa is wanted"
+            f"error: --model {name}: its tokenizer cannot pad or is not a fast one; an encoder such as BERT, "
+            "DistilBERT or RoBERTa is wanted"
         )
     try:
         settings = AutoConfig.from_pretrained(name, **_classes(class_names), **options)
-        if type(settings) not in AutoModelForSequenceClassification._model_mapping:
-            raise DataError(f"error: --model {name}: a model of type {settings.model_type} does not classify texts")
-        if config.dropout is not None:
-            _set_dropout(settings, config.dropout)
+    except Exception as error:
+        raise _cannot_have(name, "config", error) from error
+    if type(settings) not in AutoModelForSequenceClassification._model_mapping:
+        raise DataError(f"error: --model {name}: a model of type {settings.model_type} does not classify texts")
+    if config.dropout is not None:
+        _set_dropout(settings, config.dropout)
+    try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=settings,
@@ -157,8 +161,8 @@ def load_pretrained(config: TrainConfig, class_names: Sequence[str], notes: list
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise _cannot_have(name, "model", error) from error
+    except Exception as error:
+        raise _cannot_have(name, "weights", error) from error
     fresh = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     inside = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
     if inside:
@@ -177,7 +181,7 @@ def load_trained(folder: Path) -> tuple[Any, Any]:
             AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True),
             AutoTokenizer.from_pretrained(folder, local_files_only=True),
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # as above
         raise DataError(f"error: {folder}: cannot be read as a model of transformers: {_first_line(error)}") from error
 
 
@@ -199,7 +203,11 @@ def _set_dropout(settings: Any, probability: float) -> None:
 
 
 def _classes(names: Sequence[str]) -> dict[str, Any]:
-    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {n: i for i, n in enumerate(names)},
+    }
 
 
 def _cannot_have(name: str, what: str, error: Exception) -> DataError:
@@ -211,4 +219,5 @@ def _cannot_have(name: str, what: str, error: Exception) -> DataError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if line.endswith(".") else f"{line}."

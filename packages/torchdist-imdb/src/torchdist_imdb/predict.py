@@ -47,14 +47,18 @@ def predict(run: Path, config: PredictConfig) -> None:
     model, tokenizer = load_trained(run / evaluate.MODEL)
     reviews, cut = data.Encoder(tokenizer, trained)(texts)
     scores = evaluate.predict(model.to(device), reviews, tokenizer.pad_token_id, trained, device)
-    predictions = describe(texts, scores.logits, cut, [model.config.id2label[i] for i in range(model.config.num_labels)])
+    predictions = describe(
+        texts, scores.logits, cut, [model.config.id2label[i] for i in range(model.config.num_labels)]
+    )
     if config.file is None:
         say(f"{predictions[0].label}, probability {predictions[0].probability}")
     elif config.out is None:
         sys.stdout.write(table(texts, predictions))
     else:
         write_atomically(config.out, table(texts, predictions))
-        counts = ", ".join(f"{sum(p.label == name for p in predictions)} {name}" for name in model.config.id2label.values())
+        counts = ", ".join(
+            f"{sum(p.label == name for p in predictions)} {name}" for name in model.config.id2label.values()
+        )
         say(f"{config.out}: {len(texts)} reviews: {counts}")
     notes(predictions, trained.max_length, trained.truncation, reviews)
 

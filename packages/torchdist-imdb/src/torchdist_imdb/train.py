@@ -156,7 +156,9 @@ class Run:
                     # [dist] The mean over all reviews of the step, whoever computes how many of them: divided by their
                     # number, and multiplied by that of the processes, by which DDP is going to divide.
                     (loss * self.world_size / num_reviews).backward()
-                sums.add(loss.detach(), weight * len(index), weight * int(self.reviews.lengths[index].sum()), ids.numel())
+                sums.add(
+                    loss.detach(), weight * len(index), weight * int(self.reviews.lengths[index].sum()), ids.numel()
+                )
             if config.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
             self.optimizer.step()
@@ -184,9 +186,7 @@ class Run:
         """Measure the accuracy on the held-out reviews and remember the weights if they are the best so far."""
         if not self.config.num_val:
             return
-        scores = evaluate.predict(
-            self.model, self.val_reviews, self.tokenizer.pad_token_id, self.config, self.device
-        )
+        scores = evaluate.predict(self.model, self.val_reviews, self.tokenizer.pad_token_id, self.config, self.device)
         loss = F.cross_entropy(scores.logits, self.val_labels).item()
         correct = (scores.logits.argmax(dim=1) == self.val_labels).float().mean().item()
         if self.rank == 0:
@@ -257,8 +257,8 @@ class Run:
             )
         if facts["global_batch_size"] != self.config.global_batch_size:
             self.warn(
-                f"resumed with a global batch of {self.config.global_batch_size}; before: {facts['global_batch_size']}. "
-                "In this epoch some reviews may be seen twice and some not at all"
+                f"resumed with a global batch of {self.config.global_batch_size}; before: "
+                f"{facts['global_batch_size']}. In this epoch some reviews may be seen twice and some not at all"
             )
         if self.rank == 0:
             self.folder.forget_after(self.step)
@@ -313,16 +313,19 @@ class Run:
         parts = ", ".join(f"{name} {console.bytes_text(count)}" for name, count in predicted.items())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         every = sum(p.numel() for p in self.model.parameters())
-        at_most = (f", at most {config.max_tokens:,} tokens" if config.max_tokens is not None else "")
+        at_most = f", at most {config.max_tokens:,} tokens" if config.max_tokens is not None else ""
         cut = int((lengths == config.max_length).sum()) / len(lengths)
         facts = [
-            ("model", f"{config.model}: {type(self.model).__name__}, {every:,} parameters, {trained:,} of them trained"),
+            (
+                "model",
+                f"{config.model}: {type(self.model).__name__}, {every:,} parameters, {trained:,} of them trained",
+            ),
             ("device", f"{describe(self.device)}, {config.precision}, {torch.get_num_threads()} threads a process"),
             ("processes", f"{self.world_size} ({dist.get_backend()})"),
             (
                 "batch",
-                f"{config.global_batch_size} reviews a step, shared by {self.world_size} processes; a pass takes at most "
-                f"{config.micro_batch_size}{at_most}",
+                f"{config.global_batch_size} reviews a step, shared by {self.world_size} processes; a pass takes at "
+                f"most {config.micro_batch_size}{at_most}",
             ),
             ("data", f"{dataset.source}: {len(lengths):,} train, {len(self.val_reviews):,} val"),
             ("lengths", f"{lengths.float().mean():.0f} tokens on average; {cut:.0%} are cut to {config.max_length}"),

@@ -1,9 +1,9 @@
 """Sequences of many lengths in batches with little padding: the same batches for any number of processes.
 
-An epoch is a permutation drawn from (seed, epoch). It is cut into windows; within a window samples are sorted by length,
-cut into global batches, and the batches are shuffled. So the samples of a step have similar lengths, while from step to
-step lengths come in any order. A global batch has the same samples whoever computes it: processes deal it out among
-themselves, long and short alike, so that nobody waits for somebody with longer ones.
+An epoch is a permutation drawn from (seed, epoch). It is cut into windows; within a window samples are sorted by
+length, cut into global batches, and the batches are shuffled. So the samples of a step have similar lengths, while
+from step to step lengths come in any order. A global batch has the same samples whoever computes it: processes deal
+it out among themselves, long and short alike, so that nobody waits for somebody with longer ones.
 """
 
 from collections.abc import Iterator, Sequence
