@@ -68,6 +68,10 @@ class Sharding(abc.ABC):
         """Take this process's share of the whole state of the optimizer. All processes call it."""
         self.optimizer.load_state_dict(state)
 
+    def owned_bytes(self, whole: int) -> int:
+        """Return the bytes of the parameters whose updates this process computes, of `whole` bytes in all."""
+        return whole // dist.get_world_size()
+
     def held_bytes(self) -> dict[str, int]:
         """Measure the bytes of parameters, gradients and optimizer state on this process."""
         parameters = list(self.parallel.parameters())
@@ -102,6 +106,11 @@ class Oss(Sharding):
         """Collect the shares on rank 0, one process after the other."""
         self.optimizer.consolidate_state_dict(recipient_rank=0)
         return self.optimizer.state_dict() if dist.get_rank() == 0 else None
+
+    def owned_bytes(self, whole: int) -> int:
+        """Whole parameters are shared out, so that shares differ; FairScale says who gets which."""
+        own = self.optimizer.partition_parameters()[dist.get_rank()]
+        return sum(p.numel() * p.element_size() for group in own for p in group["params"])
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optim
@@ -263,13 +272,16 @@ def same_optimizer_state(one: str, other: str) -> bool:
     return one == other or {one, other} <= {"oss", "ddp", "zero_redundancy"}
 
 
-def predicted_bytes(model: nn.Module, config: TrainConfig, world_size: int) -> dict[str, int]:
-    """Predict the bytes of parameters, gradients and momentum on each process between two steps."""
-    whole = memory.tensor_bytes(model.parameters())
-    sharded = SHARDED[config.sharding]
-    return {
-        name: whole // world_size if name in sharded else whole for name in ("parameters", "gradients", "optimizer")
-    }
+def predicted_bytes(sharded: Sharding, config: TrainConfig, whole: int) -> dict[str, int]:
+    """Predict the bytes of parameters, gradients and momentum on this process between two steps.
+
+    Args:
+        sharded: the model, spread over the processes.
+        config: says in which way.
+        whole: bytes of all parameters.
+    """
+    own, parts = sharded.owned_bytes(whole), SHARDED[config.sharding]
+    return {name: own if name in parts else whole for name in ("parameters", "gradients", "optimizer")}
 
 
 def sgd_settings(config: TrainConfig) -> dict[str, Any]:

@@ -99,17 +99,19 @@ class Run:
         torch.manual_seed(config.seed)
         model = SmallCNN(config.widths, len(dataset.class_names), config.norm)
         model.set_whitening(CIFAR10(images[train_index[:5000]].permute(0, 2, 3, 1), channels_last=False))
-        self.predicted_bytes = sharding.predicted_bytes(model, config, self.world_size) | {
-            "activations": memory.activation_bytes(
-                model, torch.zeros(3, 3, 32, 32), batch_size=config.micro_batch_size, autocast=autocast_dtype(config)
-            )
-        }
+        activation_bytes = memory.activation_bytes(
+            model, torch.zeros(3, 3, 32, 32), batch_size=config.micro_batch_size, autocast=autocast_dtype(config)
+        )
         # A whole copy of the network for validation and the end, whose forward pass waits for nobody.
         self.whole = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
         # [fairscale] From here on, self.sharded.parallel(...) is model(...) whose backward pass communicates.
         self.sharded = sharding.WAYS[config.sharding](
             model.to(device, memory_format=torch.channels_last), config, device
         )
+
+        parameter_bytes = memory.tensor_bytes(self.whole.parameters())
+        self.predicted_bytes = sharding.predicted_bytes(self.sharded, config, parameter_bytes)
+        self.predicted_bytes["activations"] = activation_bytes
 
         # Where the run is: epoch, images of it used by all processes together, optimizer steps so far.
         self.epoch, self.used, self.step = 0, 0, 0

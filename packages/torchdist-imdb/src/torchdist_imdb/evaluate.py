@@ -160,7 +160,8 @@ def tabulate(scores: Scores, dataset: ReviewDataset, config: TrainConfig) -> dic
     predictions = probabilities.argmax(axis=1)
     confusion = metrics.confusion_matrix(labels, predictions, len(dataset.class_names))
     correct = int((labels == predictions).sum())
-    protocol = f"whole test set of {len(labels):,} reviews, each counted once; " + (
+    which = "whole test set of" if config.num_test is None else "first, in the order of checksums,"
+    protocol = f"{which} {len(labels):,} test reviews, each counted once; " + (
         f"weights of the epoch with the best accuracy on {config.num_val:,} held-out training reviews"
         if config.num_val
         else "weights of the last epoch, no selection"
