@@ -23,5 +23,5 @@ class TestContract(ProjectContract):
         (["--hidden-size", "30"], "--hidden-size: 30 is not allowed: must be a multiple of 32"),
         (["--layer-decay", "0"], "--layer-decay: 0 is not allowed: must be greater than 0"),
         (["--truncation", "middle"], "--truncation: middle is not allowed: must be 'head', 'tail' or 'head_tail'"),
-        (["--num-sample-reviews", "200", "--num-val", "200", "--nproc", "1"], "num_val: 200 is not allowed: there are"),
+        (["--num-sample-reviews", "20"], "--num-sample-reviews: 20 is not allowed: must be at least 100"),
     )
