@@ -126,8 +126,15 @@ def test_stopping_ends_the_tests_and_prints_the_table(number: signal.Signals, to
     child = toys / "packages" / "hanging" / "child"
     child.unlink(missing_ok=True)
     arguments = command("--package", "good", "--package", "hanging", "--package", "wrong")
-    # In the order of the workspace: good, hanging, wrong.
-    with subprocess.Popen(arguments, cwd=toys, stdout=subprocess.PIPE, text=True) as process:
+    # In the order of the workspace: good, hanging, wrong. A CI in the background of a shell may have been told to
+    # ignore Ctrl-C, and everything that it starts would, too.
+    with subprocess.Popen(
+        arguments,
+        cwd=toys,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while not (child.exists() and child.read_text()):
             assert process.poll() is None
         process.send_signal(number)

@@ -6,7 +6,7 @@
 One process, the same model, reviews, threads and dtype for all, in turn, several rounds, medians. What counts are the
 tokens of the texts, without padding:
 
-    train    the project's own loop: sorted by length within windows, padded to the longest, fused AdamW
+    train    the project's own loop: sorted by length within windows, padded to the longest, passes of 8, fused AdamW
     trainer  transformers.Trainer at its defaults: batches of 8 in random order, padded to the longest of each
     padded   a plain loop: batches in random order, every review padded to max_length
 """
@@ -131,8 +131,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--reviews", type=int, default=256, help="reviews in each round")
-    parser.add_argument("--batch", type=int, default=32, help="of `train` and of the padded loop")
-    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16, help="of `train` and of the padded loop")
+    # Tensors of 32 reviews are so large that the allocator hands their memory back after each use, and the kernel
+    # clears it anew for the next.
+    parser.add_argument("--micro-batch", type=int, default=8, help="reviews that `train` takes in one pass")
+    parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--accuracy", type=int, metavar="N", help="train each once on N reviews and validate it")
     arguments = parser.parse_args()
@@ -153,7 +156,7 @@ def main() -> None:
         max_length=arguments.max_length,
         epochs=num_rounds,
         global_batch_size=arguments.batch,
-        micro_batch_size=arguments.batch,
+        micro_batch_size=arguments.micro_batch,
         learning_rate=arguments.learning_rate,
     )
     dataset = data.load(config)
