@@ -47,6 +47,9 @@ def main(folder: Path, cases: dict) -> None:
             "num_micro_batches": num_micro_batches,
             "trained_reviews": run.trained_reviews,
             "trained_tokens": run.trained_tokens,
+            "gradient_norm": float(
+                torch.stack([p.grad.norm() for p in run.model.parameters() if p.requires_grad]).norm()
+            ),
             "tokens": int(run.reviews.lengths.sum()) * config.epochs,
             "bytes": run.measured_bytes(),
             "predicted": run.predicted_bytes(),

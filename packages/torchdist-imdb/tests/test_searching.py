@@ -16,6 +16,9 @@ import pytest
 from trainyard_shared.errors import DataError, TrainyardError
 from trainyard_shared.searching import TrialOutcome, run_trials, write_table
 
+# Optuna warns of an epoch that is reported twice.
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
 # Accuracy peaks at a learning rate of 0.3, and grows by 0.01 with each of 3 epochs.
 TRAIN = """
 import json, signal, sys, time
