@@ -60,7 +60,7 @@ def test_a_preset_a_file_and_a_typo(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{}")
     assert find("zero3", tmp_path).name == "zero3.json"
     assert find(str(tmp_path / "mine.json"), tmp_path) == tmp_path / "mine.json"
-    with pytest.raises(UsageError, match="--deepspeed zreo3: no preset and no file .* perhaps you meant zero3"):
+    with pytest.raises(UsageError, match=r"--deepspeed zreo3: no preset and no file .* perhaps you meant zero3"):
         find("zreo3", tmp_path)
 
 

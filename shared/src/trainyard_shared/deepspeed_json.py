@@ -1,10 +1,10 @@
-"""DeepSpeed's JSON configs: read from a preset or a file, completed from a project's config, checked before DeepSpeed is.
+"""DeepSpeed's JSON configs: read from a preset or a file, completed from a project's config, checked before it runs.
 
-DeepSpeed has its own config file, and most of what it can do is switched on there. The projects keep these files as they
-would be written by hand, with the word `"auto"` wherever the project's own config (a flag, a YAML preset) decides. What
-a file and the config say differently is an error that names both: neither wins silently.
+DeepSpeed has its own config file, and most of what it can do is switched on there. The projects keep these files as
+they would be written by hand, with the word `"auto"` wherever the project's own config (a flag, a YAML preset) decides.
+What a file and the config say differently is an error that names both: neither wins silently.
 
-The algebra of batches, the most frequent complaint of DeepSpeed's users, is checked here and explained with its numbers:
+The algebra of batches, a frequent complaint of DeepSpeed's users, is checked here and explained with its numbers:
 
     train_batch_size = train_micro_batch_size_per_gpu x gradient_accumulation_steps x processes
 """
