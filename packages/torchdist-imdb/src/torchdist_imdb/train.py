@@ -30,6 +30,7 @@ from trainyard_shared.config import Parsed, to_yaml
 from trainyard_shared.datasets.imdb import ReviewDataset
 from trainyard_shared.errors import TrainyardError
 from trainyard_shared.tensors import memory
+from trainyard_shared.tensors.checkpointing import newest_for_all
 from trainyard_shared.tensors.lengths import LengthBatches
 from trainyard_shared.tensors.quick_start import postpone_dynamo
 
@@ -220,23 +221,14 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if there is one; also with another number of processes."""
-        # [dist] Rank 0 looks, all get its answer, or its complaint.
-        answer: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                answer[0] = self.checkpoints.newest(self.warn)
-            except TrainyardError as error:
-                answer[1] = error
-        dist.broadcast_object_list(answer, src=0)
-        if answer[1] is not None:
-            raise answer[1]
-        if answer[0] is None:
+        newest = newest_for_all(self.checkpoints, self.warn)
+        if newest is None:
             if self.rank == 0:
                 self.folder.forget_after(0)  # what a run that was killed before its first checkpoint has logged
             return
-        facts = manifest(answer[0])
+        facts = manifest(newest)
         # weights_only: a checkpoint is data, and must not be able to run code.
-        state = torch.load(answer[0] / "state.pt", map_location=self.device, weights_only=True)
+        state = torch.load(newest / "state.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         settings = [(group["peak_learning_rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
