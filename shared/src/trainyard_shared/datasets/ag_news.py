@@ -388,9 +388,9 @@ def _load_local(folder: Path) -> NewsDataset:
     if (found := _find(folder)) is not None:
         return _finish(folder, found)
     raise DataError(
-        f"No {TITLE} in {folder}, which {listing(folder)}. Expected there: train.csv (or {OTHER_NAMES['train'][0]}) and "
-        f"test.csv, each perhaps compressed, or {Path(HUB['train'].path).name} and {Path(HUB['test'].path).name}, or "
-        f"one of the folders {FOLDER} and data with them. What to do: {_ADVICE}."
+        f"No {TITLE} in {folder}, which {listing(folder)}. Expected there: train.csv (or {OTHER_NAMES['train'][0]}) "
+        f"and test.csv, each perhaps compressed, or {Path(HUB['train'].path).name} and {Path(HUB['test'].path).name}, "
+        f"or one of the folders {FOLDER} and data with them. What to do: {_ADVICE}."
     )
 
 

@@ -109,7 +109,7 @@ def _article(rng: random.Random, label: int) -> tuple[str, str]:
         title = _clause(rng, other if mixed else label).title()
     sentences = []
     for _ in range(rng.randint(MIN_SENTENCES, MAX_SENTENCES)):
-        about = other if mixed and rng.random() < 0.5 or rng.random() < CROSSOVER else label
+        about = other if rng.random() < (0.5 if mixed else CROSSOVER) else label
         day, outcome = rng.choice(DAYS), rng.choice(OUTCOMES[about])
         clause = _clause(rng, about)
         # The real articles have their line breaks as backslashes.
