@@ -265,6 +265,7 @@ def test_parquet_that_is_wrong_is_named(folder):
     path = folder / "data" / "train-00000-of-00001.parquet"
     for table, expected in (
         ({"text": ["a", "b"], "label": [1, 4]}, "the label of row 1 is 4, expected 0 to 3"),
+        ({"text": ["a", "b"], "label": [1, None]}, "the label of row 1 is -1, expected 0 to 3"),
         ({"text": ["a", None], "label": [1, 2]}, "row 1 has no text"),
         ({"text": ["a"], "class": [1]}, "not readable as the Hub's AG News"),
     ):

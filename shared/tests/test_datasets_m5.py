@@ -336,6 +336,30 @@ def test_what_is_wrong_in_a_file_is_named(folder, name, change, expected):
     assert str(folder / name) in str(caught.value)
 
 
+def test_a_price_of_an_unknown_week_is_not_put_into_another(folder):
+    table = rows(folder / PRICES)
+    first = min(row[2] for row in table[1:])
+    seen = {(row[0], row[1]) for row in table if row[2] == first}
+    # Of a product without a price in the first week, to which a week before the calendar would be the nearest.
+    late = next(index for index, row in enumerate(table) if index and (row[0], row[1]) not in seen)
+    edit(folder / PRICES, put(late, 2, "11000"))
+    with pytest.raises(DataError, match=rf"line {late + 1}: .*wm_yr_wk is '11000'"):
+        load_m5(folder)
+
+
+def test_ends_of_lines_within_a_row_are_named(folder):
+    content = (folder / SALES).read_bytes().split(b"\n")
+    (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b",", b"\r", 8), *content[5:]]))
+    with pytest.raises(DataError, match=r"line 5: 1 columns, expected 76"):
+        load_m5(folder)
+    (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b"CA", b"\xc4", 1), *content[5:]]))
+    with pytest.raises(DataError, match="line 5: bytes that are not UTF-8"):
+        load_m5(folder)
+    (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b"CA", b'"CA', 1), *content[5:]]))
+    with pytest.raises(DataError, match="line 5: a quote that is not closed"):
+        load_m5(folder)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()

@@ -491,7 +491,7 @@ def _read_parquet(path: Path) -> _Articles:
 
     try:
         table = pyarrow.parquet.read_table(path, columns=["text", "label"])
-        texts, labels = table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64)
+        texts, labels = table["text"].to_pylist(), table["label"].fill_null(-1).to_numpy().astype(np.int64)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} is not readable as the Hub's {TITLE}: {error!r}.") from error
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))

@@ -168,7 +168,6 @@ class _Shelf:
             # A product is known to be on sale since it was sold.
             units[item, launch[item]] = max(units[item, launch[item]], 1)
             units[item, : launch[item]] = 0
-        units[:, self.closed[:num_days]] = 0
         return units.clip(max=np.iinfo(np.int16).max).astype(np.int16), prices
 
     def _launches(self, num_days: int) -> NDArray[np.int64]:
