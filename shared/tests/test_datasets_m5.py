@@ -355,7 +355,7 @@ def test_ends_of_lines_within_a_row_are_named(folder):
     (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b"CA", b"\xc4", 1), *content[5:]]))
     with pytest.raises(DataError, match="line 5: bytes that are not UTF-8"):
         load_m5(folder)
-    (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b"CA", b'"CA', 1), *content[5:]]))
+    (folder / SALES).write_bytes(b"\n".join([*content[:4], content[4].replace(b",CA_1", b',"CA_1', 1), *content[5:]]))
     with pytest.raises(DataError, match="line 5: a quote that is not closed"):
         load_m5(folder)
 
