@@ -152,7 +152,7 @@ class _Shelf:
 
     def sell(self, num_days: int) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """Return units sold (items, num_days) and the prices of all weeks (items, W), NaN before the launch."""
-        level = self.common.normal(LEVEL[self.dept], 1.0, self.num_items)
+        level = self.common.normal(LEVEL[self.dept], 0.9, self.num_items)
         launch = self._launches(num_days)
         prices, effect = self._prices(launch)
         level = level + self.own.normal(0, 0.4, self.num_items) + 0.3 * self.own.standard_normal()
@@ -173,7 +173,9 @@ class _Shelf:
     def _launches(self, num_days: int) -> NDArray[np.int64]:
         """Return the day on which each item is first sold, (items,): of half of them the first, of the others later."""
         late = self.common.random(self.num_items) < 0.5
-        day = self.common.integers(0, int(0.7 * num_days), self.num_items) + self.own.integers(0, 7, self.num_items)
+        day = self.common.integers(0, num_days // 2, self.num_items) + self.own.integers(
+            0, num_days // 5, self.num_items
+        )
         day = np.where(late, day, 0)
         return day + self.closed[day]
 
