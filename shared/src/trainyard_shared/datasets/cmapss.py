@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     KaggleFile,
@@ -27,6 +28,7 @@ from trainyard_shared.datasets.fetch import (
     download,
     is_offline,
     locked,
+    record_checksums,
     try_in_order,
 )
 from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_text, write_origin
@@ -343,6 +345,7 @@ def _obtain(folder: Path, offline: bool) -> None:
     ]
     attempts.append((f"Kaggle ({KAGGLE_SLUG})", partial(_from_kaggle, folder)))
     try_in_order("C-MAPSS", attempts, _advice())
+    record_checksums(folder)
     shutil.rmtree(_downloads(folder), ignore_errors=True)
 
 
@@ -425,3 +428,40 @@ def _write_table(path: Path, lives: list[NDArray[np.float64]]) -> None:
                 settings = " ".join(f"{value:.4f}" for value in row[:NUM_SETTINGS])
                 sensors = " ".join(f"{value:.2f}" for value in row[NUM_SETTINGS:])
                 file.write(f"{unit} {cycle} {settings} {sensors}  \n")
+
+
+def _download(config: DownloadConfig) -> str:
+    return "; ".join(load_cmapss(subset, offline=config.offline).source for subset in get_args(Subset))
+
+
+def _check(folder: Path) -> str:
+    sources = [_read(subset, folder).source for subset in get_args(Subset)]
+    if wrong := [source for source in sources if NOT_ORIGINAL in source]:
+        raise DataError("; ".join(wrong))
+    return "; ".join(sources)
+
+
+ENTRIES = (
+    Entry(
+        name="cmapss",
+        title="C-MAPSS turbofan engines",
+        task="remaining life of engines, anomaly detection",
+        size="four subsets of 100 to 260 engines that run to failure and as many that do not, 21 sensors",
+        licence=LICENCE,
+        terms="name the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("NASA", (File(NASA),)),
+            Place("NASA (mirror)", (File(NASA_MIRROR),)),
+            Place(
+                "Kaggle",
+                tuple(File(KaggleFile("Kaggle", KAGGLE_SLUG, n), f"git blob {b}") for n, b in GIT_BLOBS.items()),
+            ),
+        ),
+        verified="the names that git gives the files, in archives after unpacking",
+        folder="cmapss",
+        contents=(".",),
+        download=_download,
+        check=_check,
+    ),
+)

@@ -145,7 +145,7 @@ class HubFile(Source):
         return f"{endpoint}/datasets/{self.repo}/blob/{self.revision}/{self.path}"
 
     def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
-        """Download with the Hub's own client, which resumes by itself, and compare with the checksum the Hub announces."""
+        """Download with the Hub's own client, which resumes by itself; compare with the checksum that the Hub announces."""
         try:
             import huggingface_hub  # noqa: F401
         except ImportError as error:
@@ -191,7 +191,9 @@ class HubFile(Source):
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         if isinstance(error, errors.GatedRepoError):
-            return SourceError(f"{status}: log in and accept the terms at {page}, then set HF_TOKEN to a token of yours")
+            return SourceError(
+                f"{status}: log in and accept the terms at {page}, then set HF_TOKEN to a token of yours"
+            )
         if isinstance(error, errors.RepositoryNotFoundError):
             return SourceError(f"{status}: there is no data set {page}, or it is private; then set HF_TOKEN")
         if isinstance(error, errors.RevisionNotFoundError):
@@ -627,7 +629,7 @@ def _transfer(url: str, part: Path, want: Expected, retry: RetryPolicy) -> None:
 def _pieces(response: "requests.Response", retry: RetryPolicy) -> Iterator[bytes]:
     """Yield what comes as it comes, as long as it does not come too slowly."""
     start, arrived = time.monotonic(), 0
-    # requests' own iterator waits until a whole chunk is there, and takes a slow connection for a silent one never.
+    # requests' own iterator waits until a whole chunk is there, and never takes a slow connection for a silent one.
     while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
         yield chunk
         arrived += len(chunk)

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from trainyard_shared.datasets import opinions
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -31,7 +32,9 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     say,
+    together,
     try_in_order,
 )
 from trainyard_shared.datasets.tables import (
@@ -249,13 +252,14 @@ def _obtain(offline: bool, folder: Path) -> None:
         (f"{KAGGLE.name} ({KAGGLE.slug})", partial(_from_kaggle, downloads, folder)),
     ]
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
     shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _from_hub(downloads: Path, folder: Path) -> None:
     _require_pyarrow()
-    files = {split: download(source, downloads / Path(source.path).name) for split, source in HUB.items()}
-    splits = _accept(lambda: _Splits(_read_parquet(files["train"]), _read_parquet(files["test"])), files.values())
+    files = together(*(partial(download, source, downloads / Path(source.path).name) for source in HUB.values()))
+    splits = _accept(lambda: _Splits(*map(_read_parquet, files)), files)
     with building(folder) as draft:
         _write(draft, splits, f"{HUB['train'].name} ({HUB['train'].repo})")
 
@@ -501,3 +505,37 @@ def _write(folder: Path, splits: _Splits, *origin: str) -> None:
                 (text, CLASS_NAMES[label]) for text, label in zip(reviews.texts, reviews.labels, strict=True)
             )
     write_origin(folder, *origin)
+
+
+def _download(config: DownloadConfig) -> str:
+    return load_imdb(offline=config.offline).source
+
+
+def _check(folder: Path) -> str:
+    splits = _find(folder)
+    if splits is None or not splits.is_whole:
+        raise DataError(f"{folder} is not the whole data set" + (f": {splits.size}" if splits else ""))
+    return _finish(folder, splits).source
+
+
+ENTRIES = (
+    Entry(
+        name="imdb",
+        title=TITLE,
+        task="text classification: positive or negative review",
+        size=f"{NUM_TRAIN:,} training and {NUM_TEST:,} test reviews",
+        licence=LICENCE,
+        terms="name the paper of the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("Hugging Face Hub", tuple(File(source) for source in HUB.values())),
+            Place("Stanford", (File(STANFORD, f"md5 {ARCHIVE_MD5}", ARCHIVE_BYTES),)),
+            Place("Kaggle (without the official split)", (File(KAGGLE),)),
+        ),
+        verified="md5 of the archive; elsewhere, the Hub's sha256 and the number of reviews of each split and class",
+        folder="imdb",
+        contents=("reviews", "archive"),
+        download=_download,
+        check=_check,
+    ),
+)

@@ -11,19 +11,26 @@ from trainyard_shared.errors import DataError
 GENERATED = "generated sample"
 # Beside files that this package has made; its first line says what they are.
 ORIGIN_FILE = "ORIGIN.txt"
-DECOMPRESS = {".bz2": bz2.decompress, ".gz": gzip.decompress, ".xz": lzma.decompress}
+DECOMPRESS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+# More text than this in a compressed file is taken for an attack; the largest that is read here has less than 2 GB.
+MAX_TEXT_BYTES = 4 << 30
 
 
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file, which may be compressed (.bz2, .gz, .xz); DataError if it cannot be had."""
     if not path.is_file():
         raise DataError(f"{path} is missing.")
-    content = path.read_bytes()
-    if decompress := DECOMPRESS.get(path.suffix):
+    if open_compressed := DECOMPRESS.get(path.suffix):
         try:
-            content = decompress(content)
+            # Never more than the limit: a few kilobytes can unpack to as many gigabytes.
+            with open_compressed(path) as file:
+                content = file.read(MAX_TEXT_BYTES + 1)
         except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"{path} is damaged or incomplete: {error}.") from error
+        if len(content) > MAX_TEXT_BYTES:
+            raise DataError(f"{path} was not read: it unpacks to more than {MAX_TEXT_BYTES:,} bytes.")
+    else:
+        content = path.read_bytes()
     if not content.strip():
         raise DataError(f"{path} is empty.")
     return decode(path, content)
