@@ -196,12 +196,16 @@ class HubFile(Source):
             )
         if isinstance(error, errors.RepositoryNotFoundError):
             return SourceError(f"{status}: there is no data set {page}, or it is private; then set HF_TOKEN")
+        if status == 401:
+            return SourceError("401: the Hub does not accept the token, which is that of HF_TOKEN or of 'hf auth login'")
         if isinstance(error, errors.RevisionNotFoundError):
             return SourceError(f"{status}: {page} has no revision {self.revision}")
         if isinstance(error, errors.EntryNotFoundError) and status is not None:
             return SourceError(f"{status}: {page} has no file {self.path}")
         if status in PASSING_STATUS and response is not None:
             return _PassingError(f"{status} {response.reason_phrase}", response.headers.get("Retry-After"))
+        if status is not None and response is not None:
+            return SourceError(f"{status} {response.reason_phrase}")
         # Whatever the name of its HTTP library, this is the ancestor of time-outs and broken connections.
         if any(ancestor.__name__ == "TransportError" for ancestor in type(error).__mro__):
             return _PassingError(f"no connection: {_one_line(error)}")
