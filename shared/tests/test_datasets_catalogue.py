@@ -21,7 +21,9 @@ ENTRIES = list(catalogue.entries().values())
 
 
 def modules() -> list:
-    return [importlib.import_module(f"{datasets.__name__}.{info.name}") for info in pkgutil.iter_modules(datasets.__path__)]
+    return [
+        importlib.import_module(f"{datasets.__name__}.{info.name}") for info in pkgutil.iter_modules(datasets.__path__)
+    ]
 
 
 def test_every_module_that_reads_a_data_set_is_in_it():
@@ -76,7 +78,9 @@ def test_a_download_asks_the_places_of_the_entry_in_their_order(entry: Entry, ca
         monkeypatch.setattr(kind, "download", refuse)
     with pytest.raises(DataError, match="What to do") as caught:
         entry.download(entry.options(**CHOICES.get(entry.name, {})))
-    order = [next(i for i, place in enumerate(entry.places) if source in [f.source for f in place.files]) for source in asked]
+    order = [
+        next(i for i, place in enumerate(entry.places) if source in [f.source for f in place.files]) for source in asked
+    ]
     assert order == sorted(order)
     assert set(order) == set(range(len(entry.places)))
     assert len(re.findall("^  - ", str(caught.value), flags=re.MULTILINE)) == len(entry.places)

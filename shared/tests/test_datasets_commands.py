@@ -187,8 +187,16 @@ def test_remove_leaves_what_another_process_is_at(run, have):
         ("datasets download imdb stocks --tickers A", 2, "error: --tickers: no flag of"),
         ("datasets download stocks", 2, "error: --tickers: name the stocks to download, such as AAPL MSFT"),
         ("datasets download stocks --tickers A/B", 2, "error: 'A/B' is no ticker"),
-        ("datasets download stocks --tickers A --start 1.1.2020", 2, "--start: 1.1.2020 is not allowed: .* a date such"),
-        ("datasets download imdb --offline", 1, "error: IMDb .* is not in .*offline mode .* What to do: download https"),
+        (
+            "datasets download stocks --tickers A --start 1.1.2020",
+            2,
+            "--start: 1.1.2020 is not allowed: .* a date such",
+        ),
+        (
+            "datasets download imdb --offline",
+            1,
+            "error: IMDb .* is not in .*offline mode .* What to do: download https",
+        ),
         ("datasets where moon", 2, "error: moon: no data set"),
         ("datasets verify moon", 2, "error: moon: no data set"),
         ("datasets remove", 2, "error: remove: name a data set"),

@@ -289,8 +289,11 @@ def _read_table(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArr
 
 def _to_numbers(path: Path, lines: NDArray[np.int64], rows: list[list[str]]) -> NDArray[np.float64]:
     try:
-        table = np.array(rows, dtype=np.float64)
+        # Python would take 1_0 for 10.
+        table = np.array(rows, dtype=np.float64) if not any("_" in word for words in rows for word in words) else None
     except ValueError:
+        table = None
+    if table is None:
         table = np.array([[_number(word) for word in words] for words in rows])
     if not (finite := np.isfinite(table)).all():
         row, column = (int(index) for index in np.argwhere(~finite)[0])
@@ -304,7 +307,7 @@ def _to_numbers(path: Path, lines: NDArray[np.int64], rows: list[list[str]]) -> 
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        return float(word) if "_" not in word else float("nan")
     except ValueError:
         return float("nan")
 
@@ -313,7 +316,8 @@ def _read_remaining(path: Path) -> NDArray[np.int64]:
     """Return the cycles that each engine has left, (E,)."""
     words = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     for number, line in words:
-        if line and (len(line) != 1 or not line[0].isdecimal()):
+        # Nothing runs for a million cycles, and longer numbers would not fit into what holds them.
+        if line and (len(line) != 1 or not (line[0].isdecimal() and line[0].isascii() and len(line[0]) <= 6)):
             raise DataError(f"{path}, line {number}: {' '.join(line)[:40]!r}, expected one whole number of cycles.")
     return np.array([int(line[0]) for _, line in words if line], dtype=np.int64)
 

@@ -197,7 +197,9 @@ class HubFile(Source):
         if isinstance(error, errors.RepositoryNotFoundError):
             return SourceError(f"{status}: there is no data set {page}, or it is private; then set HF_TOKEN")
         if status == 401:
-            return SourceError("401: the Hub does not accept the token, which is that of HF_TOKEN or of 'hf auth login'")
+            return SourceError(
+                "401: the Hub does not accept the token, which is that of HF_TOKEN or of 'hf auth login'"
+            )
         if isinstance(error, errors.RevisionNotFoundError):
             return SourceError(f"{status}: {page} has no revision {self.revision}")
         if isinstance(error, errors.EntryNotFoundError) and status is not None:

@@ -43,7 +43,9 @@ from trainyard_shared.datasets.tables import (
     decode,
     listing,
     read_origin,
+    read_parquet,
     read_text,
+    require_pyarrow,
     write_origin,
 )
 from trainyard_shared.errors import DataError
@@ -257,7 +259,7 @@ def _obtain(offline: bool, folder: Path) -> None:
 
 
 def _from_hub(downloads: Path, folder: Path) -> None:
-    _require_pyarrow()
+    require_pyarrow()
     files = together(*(partial(download, source, downloads / Path(source.path).name) for source in HUB.values()))
     splits = _accept(lambda: _Splits(*map(_read_parquet, files)), files)
     with building(folder) as draft:
@@ -348,7 +350,6 @@ def _find(folder: Path) -> _Splits | None:
     for parent in (folder, folder / "plain_text"):
         train, test = (parent / Path(HUB[split].path).name for split in ("train", "test"))
         if train.is_file() and test.is_file():
-            _require_pyarrow()
             return _Splits(_read_parquet(train), _read_parquet(test))
     return None
 
@@ -474,26 +475,12 @@ def _reviews(pairs: list[tuple[str, int]]) -> _Reviews:
     return _Reviews([text for text, _ in pairs], np.array([label for _, label in pairs], np.int64))
 
 
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise SourceError("needs the package pyarrow: pip install 'trainyard-shared[hub]'") from error
-
-
 def _read_parquet(path: Path) -> _Reviews:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path, columns=["text", "label"])
-        texts, labels = table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not readable as the Hub's IMDb: {error!r}.") from error
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))
-    if len(wrong):
-        raise DataError(f"{path}: the label of row {wrong[0]} is {labels[wrong[0]]}, expected 0 or 1.")
-    return _Reviews(texts, labels)
+    texts, labels = read_parquet(path, "the Hub's IMDb", text=str, label=int)
+    for row, label in enumerate(labels):
+        if not 0 <= label < len(CLASS_NAMES):
+            raise DataError(f"{path}: the label of row {row} is {label}, expected 0 or 1.")
+    return _Reviews(texts, np.array(labels, np.int64))
 
 
 def _write(folder: Path, splits: _Splits, *origin: str) -> None:

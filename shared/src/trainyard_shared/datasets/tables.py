@@ -5,7 +5,9 @@ import gzip
 import lzma
 import zlib
 from pathlib import Path
+from typing import Any
 
+from trainyard_shared.datasets.fetch import SourceError
 from trainyard_shared.errors import DataError
 
 GENERATED = "generated sample"
@@ -46,6 +48,44 @@ def decode(path: Path, content: bytes) -> str:
             f"{path}, line {line}: the byte 0x{content[error.start]:02x} at offset {error.start:,} is not UTF-8. Save "
             "the file as UTF-8; if it was written on Windows: iconv -f WINDOWS-1252 -t UTF-8."
         ) from error
+
+
+def read_parquet(path: Path, what: str, **columns: type) -> list[list[Any]]:
+    """Return columns of a parquet file, each a list of values of the type given, none of them missing.
+
+    Args:
+        path: The file.
+        what: What it is to be, for messages.
+        **columns: Their names and types.
+
+    Raises:
+        DataError: it is no parquet file, lacks a column or holds something else in it.
+    """
+    require_pyarrow()
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path, columns=list(columns))
+        found = [table[name].to_pylist() for name in columns]
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path} is not readable as {what}: {error!r}.") from error
+    for (name, wanted), values in zip(columns.items(), found, strict=True):
+        for row, value in enumerate(values):
+            if type(value) is not wanted:
+                raise DataError(
+                    f"{path} is not readable as {what}: row {row} of the column {name} is {str(value)[:40]!r}, expected "
+                    f"{'text' if wanted is str else 'a whole number'}."
+                )
+    return found
+
+
+def require_pyarrow() -> None:
+    """Raise SourceError, so that the next source is tried, where parquet files cannot be read."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise SourceError("needs the package pyarrow: pip install 'trainyard-shared[hub]'") from error
 
 
 def read_origin(folder: Path) -> str | None:

@@ -29,7 +29,7 @@ from trainyard_shared.datasets.fetch import (
     together,
     try_in_order,
 )
-from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_text, write_origin
+from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_parquet, read_text, write_origin
 from trainyard_shared.errors import DataError
 
 LICENCE = "CC BY-SA 3.0 and GFDL, as the articles of Wikipedia that it was taken from"
@@ -236,15 +236,7 @@ def _read_split(folder: Path, form: Form, split: Split) -> str:
 
 def _read_parquet(path: Path) -> str:
     """Return the text of one of the Hub's files, whose rows are lines; it has lost the spaces of blank lines."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SourceError("needs the package pyarrow: pip install 'trainyard-shared[hub]'") from error
-    try:
-        lines = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not readable as the Hub's {TITLE}: {error!r}.") from error
+    (lines,) = read_parquet(path, f"the Hub's {TITLE}", text=str)
     return "".join(line or " \n" for line in lines)
 
 
