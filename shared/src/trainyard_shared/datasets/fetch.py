@@ -145,7 +145,7 @@ class HubFile(Source):
         return f"{endpoint}/datasets/{self.repo}/blob/{self.revision}/{self.path}"
 
     def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
-        """Download with the Hub's own client, which resumes by itself; compare with the checksum that the Hub announces."""
+        """Download with the Hub's own client, which resumes by itself; compare with the checksum the Hub announces."""
         try:
             import huggingface_hub  # noqa: F401
         except ImportError as error:

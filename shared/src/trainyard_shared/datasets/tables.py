@@ -73,9 +73,10 @@ def read_parquet(path: Path, what: str, **columns: type) -> list[list[Any]]:
     for (name, wanted), values in zip(columns.items(), found, strict=True):
         for row, value in enumerate(values):
             if type(value) is not wanted:
+                expected = "text" if wanted is str else "a whole number"
                 raise DataError(
-                    f"{path} is not readable as {what}: row {row} of the column {name} is {str(value)[:40]!r}, expected "
-                    f"{'text' if wanted is str else 'a whole number'}."
+                    f"{path} is not readable as {what}: row {row} of the column {name} is {str(value)[:40]!r}, "
+                    f"expected {expected}."
                 )
     return found
 
