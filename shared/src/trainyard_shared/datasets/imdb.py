@@ -261,7 +261,7 @@ def _obtain(offline: bool, folder: Path) -> None:
 def _from_hub(downloads: Path, folder: Path) -> None:
     require_pyarrow()
     files = together(*(partial(download, source, downloads / Path(source.path).name) for source in HUB.values()))
-    splits = _accept(lambda: _Splits(*map(_read_parquet, files)), files)
+    splits = _accept(lambda: _Splits(_read_parquet(files[0]), _read_parquet(files[1])), files)
     with building(folder) as draft:
         _write(draft, splits, f"{HUB['train'].name} ({HUB['train'].repo})")
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trainyard_shared.errors import DataError
 GENERATED = "generated sample"
 # Beside files that this package has made; its first line says what they are.
 ORIGIN_FILE = "ORIGIN.txt"
-DECOMPRESS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+DECOMPRESS: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 # More text than this in a compressed file is taken for an attack; the largest that is read here has less than 2 GB.
 MAX_TEXT_BYTES = 4 << 30
 
