@@ -208,6 +208,27 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("check_commands", replace(TOY_README, "-m toy_one.train", "-m toy_one.trian"), "no module toy_one.trian"),
     ("check_commands", replace(TOY_README, "full --learning-rate", "full --learning-rat"), "no flag --learning-rat"),
     ("check_commands", replace(TOY_README, "./packages/toy-one", "./packages/toy"), "there is no ./packages/toy"),
+    (
+        "check_trust",
+        add("packages/toy-one/src/toy_one/train.py", "torch.load(path)\n"),
+        "train.py:1: torch.load without",
+    ),
+    (
+        "check_trust",
+        add("packages/toy-one/src/toy_one/train.py", "torch.load(path, weights_only=False)\n"),
+        "torch.load without weights_only=True",
+    ),
+    (
+        "check_trust",
+        add("shared/src/trainyard_shared/a.py", "import pickle\npickle.load(file)\n"),
+        "a.py:2: pickle.load runs",
+    ),
+    ("check_trust", add("shared/src/trainyard_shared/a.py", "yaml.load(text)\n"), "yaml.load runs"),
+    (
+        "check_trust",
+        add("packages/toy-two/src/toy_two/model.py", "AutoModel.from_pretrained(name, trust_remote_code=True)\n"),
+        "model.py:1: trust_remote_code runs code",
+    ),
 ]
 
 

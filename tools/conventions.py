@@ -21,6 +21,7 @@ README_HEADINGS = ["What it shows", "Run", "Data", "Results", "Logged metrics", 
 SETTINGS_OF_TOOLS = ["ruff", "mypy", "pytest"]
 BACKENDS = ["torch", "torchvision", "deepspeed", "fairscale", "colossalai"]
 MAY_IMPORT_TORCH = ["launch.py", "tensors"]
+UNPICKLES = ["pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "yaml.unsafe_load", "yaml.full_load"]
 LARGEST_FILE_BYTES = 500_000
 # Written so that these two patterns do not find themselves.
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home/(?!<)[\w.-]+|root|work|Users/[\w.-]+)/[\w.-]+")
@@ -211,6 +212,24 @@ def check_commands(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: {command}: {finding}"
 
 
+def check_trust(root: Path) -> Iterator[str]:
+    """No code of ours lets a file from elsewhere run code: not as a pickle, not beside weights, not in YAML."""
+    for member in members(root):
+        for path in sorted(member.path.glob("src/**/*.py")):
+            for call in (
+                node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+            ):
+                where, name = f"{path.relative_to(root)}:{call.lineno}", ast.unparse(call.func)
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                if name == "torch.load" and options.get("weights_only") != "True":
+                    yield f"{where}: torch.load without weights_only=True unpickles whatever is in the file"
+                if name in UNPICKLES or (name == "yaml.load" and "Loader" not in options):
+                    yield f"{where}: {name} runs what the file says: read data only"
+                for option in {"trust_remote_code", "allow_pickle"} & set(options):
+                    if options[option] != "False":
+                        yield f"{where}: {option} runs code that comes with the data"
+
+
 CHECKS: list[Callable[[Path], Iterator[str]]] = [
     check_names,
     check_files,
@@ -224,6 +243,7 @@ CHECKS: list[Callable[[Path], Iterator[str]]] = [
     check_changelog,
     check_tracked_files,
     check_commands,
+    check_trust,
 ]
 
 

@@ -19,6 +19,8 @@ class Script:
     files: dict[str, bytes] = field(default_factory=dict)
     # Statuses that answer the first requests instead of the file, with their headers.
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    # Addresses that answer with a status, always.
+    answers: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     ranges: bool = True
@@ -28,6 +30,7 @@ class Script:
     # Added to the Content-Length of every answer.
     length_error: int = 0
     delay_s: float = 0.0
+    piece_bytes: int = 1 << 16
     # Called with the number of bytes sent so far after each piece.
     on_piece: Callable[[int], None] = lambda sent: None
 
@@ -42,6 +45,23 @@ class Script:
     @property
     def num_gets(self) -> int:
         return sum(method == "GET" for method, _, _ in self.requests)
+
+    def gets_of(self, start: str) -> list[str]:
+        return [path for method, path, _ in self.requests if method == "GET" and path.startswith(start)]
+
+    def publish_on_hub(self, repo: str, files: dict[str, bytes]) -> None:
+        """Speak the Hub's API for a data set: addresses that announce a file's checksum and lead to its storage."""
+        for path, content in files.items():
+            sha256 = hashlib.sha256(content).hexdigest()
+            resolve, storage = f"/datasets/{repo}/resolve/main/{path}", f"/storage/{sha256}"
+            self.files[storage] = content
+            # Another host, as far as the client can tell.
+            self.redirects[resolve] = self.url.replace("127.0.0.1", "localhost") + storage
+            self.headers[resolve] = {
+                "X-Repo-Commit": "0" * 40,
+                "X-Linked-Etag": f'"{sha256}"',
+                "X-Linked-Size": str(len(content)),
+            }
 
 
 @pytest.fixture
@@ -86,8 +106,10 @@ def serve(script: Script) -> Iterator[Script]:
             time.sleep(script.delay_s)
             if refusal:
                 self._empty(refusal[0], refusal[1])
+            elif path in script.answers:
+                self._empty(*script.answers[path])
             elif path in script.redirects:
-                self._empty(302, {"Location": script.redirects[path]})
+                self._empty(302, {"Location": script.redirects[path], **script.headers.get(path, {})})
             elif path in script.files:
                 self._file(path, with_body)
             else:
@@ -126,8 +148,8 @@ def serve(script: Script) -> Iterator[Script]:
                 cut = script.cuts.pop(0) if script.cuts else None
             body = body[:cut]
             with contextlib.suppress(ConnectionError):
-                for at in range(0, len(body), 1 << 16):
-                    piece = body[at : at + (1 << 16)]
+                for at in range(0, len(body), script.piece_bytes):
+                    piece = body[at : at + script.piece_bytes]
                     self.wfile.write(piece)
                     with script.lock:
                         script.sent_bytes += len(piece)

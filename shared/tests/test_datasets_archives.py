@@ -1,13 +1,17 @@
 """Unpacking: sound archives whole, all others not at all."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
+from trainyard_shared.datasets import tables
 from trainyard_shared.datasets.archives import extract
 from trainyard_shared.errors import DataError
 
@@ -182,3 +186,90 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     archive.write_bytes(content)
     with pytest.raises(DataError, match=r"cannot be unpacked: .*encrypted"):
         extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", [0o010644, 0o020644, 0o060644, 0o140644], ids=["fifo", "character", "block", "socket"])
+def test_devices_in_a_zip_are_refused(tmp_path, mode):
+    info = zipfile.ZipInfo("odd")
+    info.external_attr = mode << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(info, b"")
+    with pytest.raises(DataError, match="'odd' is a link or another special file"):
+        extract(tmp_path / "a.zip", tmp_path / "out")
+    assert_nothing_left(tmp_path, tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_bomb_is_stopped_at_the_limit_and_costs_no_memory(tmp_path, kind):
+    """A hundred megabytes of zeros in a hundred kilobytes."""
+    zeros, archive = bytes(100 << 20), tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            file.writestr("zeros", zeros)
+    else:
+        info = tarfile.TarInfo("zeros")
+        info.size = len(zeros)
+        with gzip.open(archive, "wb", compresslevel=1) as file:
+            file.write(info.tobuf())
+            file.write(zeros)
+    del zeros
+    assert archive.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="unpacks to more than 10,000,000 bytes"):
+            extract(archive, tmp_path / "out", max_bytes=10_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert_nothing_left(tmp_path, archive)
+
+
+def test_a_zip_whose_members_overlap_is_stopped_at_the_limit(tmp_path):
+    """A bomb whose directory names the same data again and again, and so needs no size of its own."""
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(1 << 20))
+        original = file.infolist()[0]
+        for i in range(50):
+            info = zipfile.ZipInfo(f"copy{i}")
+            for field in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
+                setattr(info, field, getattr(original, field))
+            info.orig_filename = original.filename
+            file.filelist.append(info)
+    with pytest.raises(DataError):
+        extract(archive, tmp_path / "out", max_bytes=10 << 20)
+    assert_nothing_left(tmp_path, archive)
+
+
+@pytest.mark.parametrize("names", [["x", "x/y"], ["x/y", "x"], ["x", "x/y/z"]])
+def test_a_file_that_is_a_folder_too_is_refused(tmp_path, names):
+    archive = make_tar(tmp_path / "a.tar", *((tarfile.TarInfo(name), b"1") for name in names), mode="w")
+    with pytest.raises(DataError, match=r"occurs twice|lies in something that is a file in it"):
+        extract(archive, tmp_path / "out")
+    assert_nothing_left(tmp_path, archive)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "é" * 200, "a/" * 600 + "b"])
+def test_names_too_long_for_a_disk_are_refused(tmp_path, name):
+    archive = make_tar(tmp_path / "a.tar", (tarfile.TarInfo(name), b"1"), mode="w")
+    with pytest.raises(DataError, match="is too long"):
+        extract(archive, tmp_path / "out")
+    assert_nothing_left(tmp_path, archive)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".bz2", bz2.compress), (".gz", gzip.compress), (".xz", lzma.compress)]
+)
+def test_compressed_text_is_read_up_to_a_limit(tmp_path, monkeypatch, suffix, compress):
+    path = tmp_path / f"a.csv{suffix}"
+    path.write_bytes(compress(b"a" * 1000) + compress(b"b"))  # streams one after the other are one file
+    monkeypatch.setattr(tables, "MAX_TEXT_BYTES", 1001)
+    assert tables.read_text(path) == "a" * 1000 + "b"
+    path.write_bytes(compress(b"a" * (30 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"was not read: it unpacks to more than 1,001 bytes"):
+            tables.read_text(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # xz keeps a dictionary of 8 MiB
+    finally:
+        tracemalloc.stop()

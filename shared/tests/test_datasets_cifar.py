@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainyard_shared.datasets import cifar, drawings, fetch, py2pickle
+from trainyard_shared.datasets import catalogue, cifar, drawings, fetch, py2pickle
 from trainyard_shared.datasets.cifar import load_cifar, load_sample, make_sample
 from trainyard_shared.errors import DataError
 
@@ -369,7 +369,18 @@ def test_the_archive_is_downloaded_once_and_kept_unpacked(published, web, cache,
     assert load_cifar(layout.name, offline=True).source == data.source
     assert web.num_gets == 1
     kept = {entry.name for entry in (cache / layout.name).iterdir()}
-    assert kept == {layout.folder, f".{layout.folder}.lock", ".unpacked.lock"}
+    assert kept == {layout.folder, f".{layout.folder}.lock", f".{layout.folder}.sha256", ".unpacked.lock"}
+    entry = catalogue.entry(layout.name)
+    (folder,) = entry.cached()
+    assert fetch.changed_files(folder) == []
+    assert entry.check(folder) == data.source
+    change(folder / layout.test_file, batch_label="another")
+    assert len(fetch.changed_files(folder)) == 1
+    images = py2pickle.read(folder / layout.test_file)["data"].copy()
+    images[0, 0] ^= 1
+    change(folder / layout.test_file, data=images)
+    with pytest.raises(DataError, match="checksums differ"):
+        entry.check(folder)
 
 
 def test_a_damaged_cache_is_replaced(published, web, cache, capsys):

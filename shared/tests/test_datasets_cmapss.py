@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainyard_shared.datasets import cmapss
+from trainyard_shared.datasets import catalogue, cmapss
 from trainyard_shared.datasets.cmapss import load_cmapss, load_sample, make_sample, read_engines
-from trainyard_shared.datasets.fetch import HttpFile
+from trainyard_shared.datasets.fetch import HttpFile, changed_files
 from trainyard_shared.errors import DataError
 
 SIZES = {"num_train": 4, "num_test": 3}
@@ -147,6 +147,7 @@ def set_column(column: int, text: str) -> Callable[[list[list[str]]], object]:
         (lambda rows: rows.insert(0, ["unit", "cycle", *["x"] * 24]), "line 1: unit (column 1) is 'unit'"),
         (set_cell(3, 9, "1,5"), "line 3: sensor 4 (column 9) is '1,5', in 1 of"),
         (set_column(12, "NaN"), "line 1: sensor 7 (column 12) is 'NaN', in 809 of 809 rows: must be a number"),
+        (set_cell(3, 9, "1_5"), "line 3: sensor 4 (column 9) is '1_5', in 1 of"),
         (set_cell(2, 4, "inf"), "line 2: setting 2 (column 4) is 'inf'"),
         (set_cell(2, 1, "1.5"), "line 2: the unit is 1.5: must be a whole number"),
         (set_cell(2, 2, "0"), "line 2: the cycle is 0: must be a whole number from 1 on"),
@@ -170,6 +171,7 @@ def test_broken_tables_are_named(folder, change, words):
         ("1\n2\n3\n4\n", "RUL_FD001.txt holds 4 numbers"),
         ("1\n-2\n3\n", "RUL_FD001.txt, line 2: '-2', expected one whole number of cycles"),
         ("1\n2 5\n3\n", "line 2: '2 5', expected one whole number"),
+        ("1\n2\n" + "9" * 30 + "\n", "line 3: '999999999999999999999999999999', expected one whole number"),
         ("", "RUL_FD001.txt is empty"),
         (None, "RUL_FD001.txt is missing"),
     ],
@@ -227,6 +229,13 @@ def test_files_come_from_nasa_once(web, cache, published):
     assert load_cmapss("FD004").train.units.tolist() == [1, 2, 3, 4]
     assert web.num_gets == 1
     assert not list(cache.glob("*downloads*"))
+    entry = catalogue.entry("cmapss")
+    assert entry.cached() == [cache / "cmapss"]
+    assert changed_files(cache / "cmapss") == []
+    assert entry.check(cache / "cmapss").count("NASA C-MAPSS FD00") == 4
+    (cache / "cmapss" / "RUL_FD003.txt").write_text("1\n2\n3\n")
+    with pytest.raises(DataError, match="FD003, not the original files"):
+        entry.check(cache / "cmapss")
 
 
 def test_the_mirror_holds_an_archive_within_an_archive(web, cache, published):

@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,12 @@ from trainyard_shared.datasets.fetch import (
     RetryPolicy,
     SourceError,
     building,
+    changed_files,
     download,
     fetch,
     locked,
+    record_checksums,
+    together,
 )
 from trainyard_shared.errors import DataError
 
@@ -75,14 +80,14 @@ def test_a_cut_connection_is_resumed_if_the_server_can(web, get, ranges):
     first, second = (asked for _, _, asked in web.requests)
     kept = int(second.removeprefix("bytes=").removesuffix("-"))
     assert first is None
-    assert 1_500_000 - fetching.CHUNK_BYTES < kept <= 1_500_000
+    assert kept == 1_500_000  # nothing that had arrived is lost
     assert web.sent_bytes == len(CONTENT) + 1_500_000 - (kept if ranges else 0)
 
 
 def test_a_server_that_always_cuts_is_given_up(web, get):
     web.ranges = False
     web.cuts = [1000] * 20
-    with pytest.raises(DataError, match=r"connection cut after about 0 of 2,097,152 bytes \(tried 3 times\)"):
+    with pytest.raises(DataError, match=r"connection cut after 1,000 of 2,097,152 bytes \(tried 3 times\)"):
         get()
     assert web.num_gets == 3
 
@@ -127,6 +132,107 @@ def test_a_silent_server_times_out(web, get):
     web.delay_s = 0.6
     with pytest.raises(DataError, match="no answer in time"):
         get(retry=RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=0.2))
+
+
+def test_a_server_that_drips_is_given_up(web, get):
+    web.piece_bytes = 1000
+    web.on_piece = lambda sent: time.sleep(0.05)
+    slow = RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=0.3, min_bytes_per_s=100_000)
+    with pytest.raises(DataError, match=r"too slow: [\d,]+ bytes in 0 s \(tried 2 times\)"):
+        get(retry=slow)
+    assert web.num_gets == 2
+    web.on_piece = lambda sent: None
+    assert get(retry=slow).read_bytes() == CONTENT
+    assert web.requests[-1][2].startswith("bytes=")  # what dripped in was not lost
+
+
+def test_a_slow_server_that_brings_enough_is_waited_for(web, get):
+    web.piece_bytes = 1 << 18
+    web.on_piece = lambda sent: time.sleep(0.1)
+    assert get(retry=RetryPolicy(attempts=1, timeout_s=0.3, min_bytes_per_s=1000)).read_bytes() == CONTENT
+
+
+def test_a_redirect_in_a_circle_ends_the_source(web, get):
+    web.redirects = {"/a": "/b", "/b": "/a"}
+    with pytest.raises(DataError, match="Exceeded 30 redirects"):
+        get("/a")
+
+
+def test_a_retry_after_may_be_a_date():
+    policy = RetryPolicy()
+    assert policy.wait_s(1, "Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert 3.4e9 < policy.wait_s(1, "Fri, 21 Oct 2140 07:28:00 GMT") < 3.9e9
+    assert policy.wait_s(1, "soon") == 1
+
+
+def test_files_are_downloaded_together(web, tmp_path):
+    names = [f"file{i}" for i in range(5)]
+    web.files = {f"/{name}": CONTENT + name.encode() for name in names}
+    web.delay_s = 0.4
+    start = time.monotonic()
+    calls = [partial(download, HttpFile("server", f"{web.url}/{name}"), tmp_path / name) for name in names]
+    assert [path.name for path in together(*calls)] == names
+    assert time.monotonic() - start < 5 * web.delay_s
+    assert all((tmp_path / name).read_bytes() == CONTENT + name.encode() for name in names)
+
+
+def test_one_failure_stops_what_runs_together(web, tmp_path):
+    web.files = {"/slow": CONTENT}
+    web.piece_bytes = 1 << 14
+    web.on_piece = lambda sent: time.sleep(0.05)  # 6 s in all
+    calls = [partial(download, HttpFile("server", f"{web.url}/{name}"), tmp_path / name) for name in ("slow", "none")]
+    start = time.monotonic()
+    with pytest.raises(SourceError, match="404 Not Found"):
+        together(*calls)
+    assert time.monotonic() - start < 4
+    assert not (tmp_path / "slow").exists()
+    assert 0 < (tmp_path / "slow.part").stat().st_size < len(CONTENT)
+    web.on_piece = lambda sent: None
+    assert calls[0]().read_bytes() == CONTENT
+    assert web.requests[-1][2].startswith("bytes=")
+
+
+def test_ctrl_c_does_not_wait_for_downloads_together(web, tmp_path):
+    web.files = {"/slow": CONTENT}
+    web.piece_bytes = 1 << 10
+    web.on_piece = lambda sent: time.sleep(0.1)  # minutes in all
+    code = (
+        "import sys\nfrom functools import partial\nfrom pathlib import Path\n"
+        "from trainyard_shared.cli import command\n"
+        "from trainyard_shared.datasets.fetch import HttpFile, download, together\n"
+        "@command\ndef run(argv):\n"
+        "    together(*(partial(download, HttpFile('server', argv[0]), Path(argv[1]) / name) for name in 'ab'))\n"
+        "sys.exit(run())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, f"{web.url}/slow", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not ((tmp_path / "a.part").exists() and (tmp_path / "b.part").exists()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+
+
+def test_later_damage_is_found_by_the_checksums_taken_at_arrival(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "one two").write_text("1")
+    (folder / "deeper" / "three").write_text("3")
+    assert changed_files(folder) is None
+    record_checksums(folder)
+    assert changed_files(folder) == []
+    run = subprocess.run(["sha256sum", "-c", ".set.sha256"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (folder / "one two").write_text("2")
+    (folder / "deeper" / "three").unlink()
+    assert changed_files(folder) == [
+        f"{folder / 'deeper' / 'three'} is missing",
+        f"{folder / 'one two'} has changed since it was downloaded",
+    ]
 
 
 def test_the_next_mirror_serves_when_one_fails(web, get, capsys):
@@ -348,31 +454,89 @@ def test_building_leaves_all_or_nothing(tmp_path):
 
 
 HUB_SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
-from trainyard_shared.datasets.fetch import HubFile, fetch
-fetch([HubFile("Hub", "owner/set", "folder/file.bin")], Path(sys.argv[1]), sha256=sys.argv[2])
+from trainyard_shared.datasets.fetch import DEFAULT_RETRY, HubFile, RetryPolicy, download
+from trainyard_shared.errors import DataError
+for name, repo, path, revision, expected in json.loads(sys.argv[2]):
+    retry = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=2.0, timeout_s=5)
+    try:
+        file = download(HubFile("Hub", repo, path, revision), Path(sys.argv[1]) / name, retry=retry, **expected)
+        print(json.dumps([name, file.read_bytes().hex()[:8]]))
+    except DataError as error:
+        print(json.dumps([name, str(error)]))
 """
 
 
 def test_the_real_hub_client_at_another_endpoint(web, tmp_path):
+    """One process, whose HF_ENDPOINT is a server on this machine, asks for files good and bad."""
     pytest.importorskip("huggingface_hub")
-    path = "/datasets/owner/set/resolve/main/folder/file.bin"
-    web.files[path] = CONTENT
-    web.headers[path] = {"X-Repo-Commit": "0" * 40}
+    big = CONTENT * 6  # the client keeps what was cut in pieces of 10 MiB
+    files = {"folder/file.bin": CONTENT, "big.bin": big, "small.txt": b"small", "wrong.bin": CONTENT}
+    web.publish_on_hub("owner/set", files)
+    storage = f"/storage/{hashlib.sha256(big).hexdigest()}"
+    resolve = "/datasets/{}/resolve/main/file.bin"
+    git_name = hashlib.sha1(b"blob 5\0small").hexdigest()
+    web.headers["/datasets/owner/set/resolve/main/small.txt"]["X-Linked-Etag"] = f'"{git_name}"'
+    web.headers["/datasets/owner/set/resolve/main/wrong.bin"]["X-Linked-Etag"] = f'"{"0" * 64}"'
+    web.publish_on_hub("owner/huge", {"file.bin": CONTENT})
+    web.headers[resolve.format("owner/huge")]["X-Linked-Size"] = str(1 << 60)
+    web.answers = {
+        resolve.format("owner/gated"): (403, {"X-Error-Code": "GatedRepo"}),
+        resolve.format("owner/nothing"): (404, {"X-Error-Code": "RepoNotFound"}),
+        resolve.format("owner/private"): (401, {"X-Error-Code": "RepoNotFound"}),
+        resolve.format("owner/token"): (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+        resolve.format("owner/set"): (404, {"X-Error-Code": "EntryNotFound"}),
+        "/datasets/owner/set/resolve/old/file.bin": (404, {"X-Error-Code": "RevisionNotFound"}),
+        resolve.format("owner/busy"): (429, {"Retry-After": "3600"}),
+        resolve.format("owner/down"): (503, {}),
+    }
+    cases = [
+        ("big", "owner/set", "big.bin", "main", {}),
+        ("good", "owner/set", "folder/file.bin", "main", {"sha256": SHA256}),
+        ("again", "owner/set", "folder/file.bin", "main", {"sha256": "0" * 64}),
+        ("small", "owner/set", "small.txt", "main", {}),
+        ("announced", "owner/set", "wrong.bin", "main", {}),
+        ("length", "owner/set", "folder/file.bin", "main", {"size_bytes": 5}),
+        ("huge", "owner/huge", "file.bin", "main", {}),
+        ("gated", "owner/gated", "file.bin", "main", {}),
+        ("nothing", "owner/nothing", "file.bin", "main", {}),
+        ("private", "owner/private", "file.bin", "main", {}),
+        ("token", "owner/token", "file.bin", "main", {}),
+        ("entry", "owner/set", "file.bin", "main", {}),
+        ("revision", "owner/set", "file.bin", "old", {}),
+        ("busy", "owner/busy", "file.bin", "main", {}),
+        ("down", "owner/down", "file.bin", "main", {}),
+    ]
+    web.cuts = [11_000_000]  # the first answer with a body
+    command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path / "data"), json.dumps(cases)]
     environment = {**os.environ, "HF_ENDPOINT": web.url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(tmp_path)}
-
-    def run(sha256: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path / "data" / "file.bin"), sha256]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-
-    bad = run("0" * 64)
-    assert f"what arrived has the sha256 {SHA256}" in bad.stderr
-    assert leftovers(tmp_path / "data") == []
-    good = run(SHA256)
-    assert good.returncode == 0, good.stderr
-    assert (tmp_path / "data" / "file.bin").read_bytes() == CONTENT
-    assert leftovers(tmp_path / "data") == ["file.bin"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    found = dict(json.loads(line) for line in run.stdout.splitlines())
+    page = f"{web.url}/datasets/owner"
+    expected = {
+        "big": CONTENT.hex()[:8],
+        "good": CONTENT.hex()[:8],
+        "again": f"what arrived has the sha256 {SHA256}, expected {'0' * 64}",
+        "small": b"small".hex()[:8],
+        "announced": f"what arrived has the sha256 {SHA256}, expected {'0' * 64}, as the Hub announces it",
+        "length": "offers 2,097,152 bytes, expected 5",
+        "gated": f"403: log in and accept the terms at {page}/gated, then set HF_TOKEN to a token of yours",
+        "nothing": f"404: there is no data set {page}/nothing, or it is private; then set HF_TOKEN",
+        "token": "401: the Hub does not accept the token, which is that of HF_TOKEN or of 'hf auth login'",
+        "private": f"401: there is no data set {page}/private, or it is private; then set HF_TOKEN",
+        "entry": f"404: {page}/set has no file file.bin",
+        "revision": f"404: {page}/set has no revision old",
+        "busy": "429 Too Many Requests, and asks to wait 3600 s",
+        "down": "503 Service Unavailable (tried 3 times)",
+    }
+    assert "and huge needs 1,152,921,504,607 MB more" in found.pop("huge")
+    assert found == expected
+    assert leftovers(tmp_path / "data") == ["big", "good", "small"]
+    assert "Downloading good (2.1 MB)" in run.stderr
+    ranges = [asked for method, path, asked in web.requests if (method, path) == ("GET", storage)]
+    assert ranges == [None, f"bytes={10 << 20}-"]
 
 
 @pytest.fixture
@@ -418,6 +582,31 @@ def test_kaggle_says_what_to_do_about_a_forbidden_file(kaggle_at, tmp_path, comp
         download(KaggleFile("Kaggle", slug, "file.bin", competition), tmp_path / "file.bin", md5=MD5)
     asks = "accept the competition's rules first, at https://www.kaggle.com/competitions/some-competition/rules"
     assert (asks if competition else "open https://www.kaggle.com/datasets/owner/set while") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, r"401: .*does not accept the credentials; make a new token at https://www\.kaggle\.com/settings/api"),
+        (404, r"404: there is no file file\.bin at https://www\.kaggle\.com/datasets/owner/set"),
+        (400, "400 Bad Request"),
+        (503, r"503 Service Unavailable \(tried 2 times\)"),
+    ],
+)
+def test_kaggle_names_what_went_wrong(kaggle_at, tmp_path, status, words):
+    kaggle_at.refusals = [(status, {})] * 9
+    with pytest.raises(SourceError, match=words):
+        download(KaggleFile("Kaggle", "owner/set", "file.bin"), tmp_path / "file.bin", retry=RetryPolicy(2, 0.01))
+    assert kaggle_at.num_gets == 0  # the client asks by POST
+
+
+def test_kaggle_is_asked_again_when_it_is_busy_and_resumed_when_it_cuts(kaggle_at, tmp_path, capsys):
+    kaggle_at.redirects["/v1/datasets.DatasetApiService/DownloadDataset"] = "/storage/file.bin"
+    kaggle_at.files["/storage/file.bin"] = CONTENT
+    kaggle_at.refusals = [(429, {"Retry-After": "0"})]
+    kaggle_at.cuts = [1_500_000]
+    download(KaggleFile("Kaggle", "owner/set", "file.bin"), tmp_path / "file.bin", md5=MD5, retry=QUICK)
+    assert "429 Too Many Requests; trying again" in capsys.readouterr().err
 
 
 def test_kaggle_says_how_to_log_in(kaggle_at, tmp_path, monkeypatch):

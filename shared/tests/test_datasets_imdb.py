@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainyard_shared.datasets import fetch, imdb, opinions
+from trainyard_shared.datasets import catalogue, fetch, imdb, opinions
 from trainyard_shared.datasets.imdb import clean, load_imdb, load_sample, make_sample, read_reviews
 from trainyard_shared.errors import DataError
 
@@ -326,6 +326,12 @@ def test_a_wrong_label_in_parquet_is_named(folder):
     pa.parquet.write_table(pa.table({"text": ["a", "b"], "label": [1, -1]}), path)
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet: the label of row 1 is -1, expected 0 or 1"):
         load_imdb(folder)
+    pa.parquet.write_table(pa.table({"text": ["a", None], "label": [1, 0]}), path)
+    with pytest.raises(DataError, match="Hub's IMDb: row 1 of the column text is 'None', expected text"):
+        load_imdb(folder)
+    pa.parquet.write_table(pa.table({"text": ["a", "b"], "label": [1, None]}), path)
+    with pytest.raises(DataError, match="row 1 of the column label is 'None', expected a whole number"):
+        load_imdb(folder)
     path.write_bytes(b"PAR1 or so")
     with pytest.raises(DataError, match="not readable as the Hub's IMDb"):
         load_imdb(folder)
@@ -407,7 +413,11 @@ def test_the_archive_is_downloaded_once_and_kept_as_csv(published, web, cache, c
     assert content(load_imdb(offline=True)) == expected
     assert web.num_gets == 1
     kept = {entry.name for entry in (cache / "imdb").iterdir()}
-    assert kept == {"reviews", ".reviews.lock"}
+    assert kept == {"reviews", ".reviews.lock", ".reviews.sha256"}
+    entry = catalogue.entry("imdb")
+    assert entry.cached() == [cache / "imdb" / "reviews"]
+    assert fetch.changed_files(cache / "imdb" / "reviews") == []
+    assert entry.check(cache / "imdb" / "reviews") == data.source
     assert {entry.name for entry in (cache / "imdb" / "reviews").iterdir()} == {"train.csv", "test.csv", "ORIGIN.txt"}
 
 

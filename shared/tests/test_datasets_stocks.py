@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainyard_shared.datasets import fetch, stocks
+from trainyard_shared.datasets import catalogue, fetch, stocks
 from trainyard_shared.datasets.stocks import load_prices, load_sample, make_sample
 from trainyard_shared.errors import DataError, UsageError
 
@@ -296,6 +296,13 @@ def test_prices_are_downloaded_once_and_kept(yahoo, web, cache, capsys):
     pd.testing.assert_frame_equal(again.prices["ABC"], table)
     kept = {path.name for path in (cache / "stocks").glob("*.*") if not path.name.startswith(".")}
     assert kept == {"ABC_2020-01-02_2020-01-31.csv", "DEF_2020-01-02_2020-01-31.csv"}
+    entry = catalogue.entry("stocks")
+    path, other = entry.cached()
+    assert {path.name, other.name} == kept
+    assert entry.check(path) == f"{len(yahoo.days):,} days from {yahoo.days[0]} to {yahoo.days[-1]}"
+    assert fetch.changed_files(path) == []
+    path.write_text(path.read_text().replace("1", "2", 1))
+    assert len(fetch.changed_files(path)) == 1
 
 
 def test_todays_prices_are_not_asked_for(yahoo, cache):

@@ -12,6 +12,7 @@ argparse only splits the command line. No backend is imported here: `--help` and
 
 import argparse
 import dataclasses
+import datetime
 import difflib
 import types
 import typing
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from trainyard_shared.errors import UsageError
@@ -35,6 +36,18 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _day(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError("a date such as 2010-12-31") from None
+    return value
+
+
+Day = Annotated[datetime.date, BeforeValidator(_day)]
 
 C = TypeVar("C", bound="object")
 
@@ -82,6 +95,7 @@ def parse(
     description: str,
     presets: Traversable | None = None,
     default_preset: str = "sample",
+    operands: str = "",
 ) -> Parsed[C]:
     """Turn a command line into a validated config.
 
@@ -92,12 +106,14 @@ def parse(
         description: what the command does, for `--help`.
         presets: folder of YAML presets (`preset_folder`); gives the command `--config` and `--resume`.
         default_preset: the preset taken without `--config`.
+        operands: what the caller has taken from the front of the command line already, for `--help`.
 
     Raises:
         UsageError: all that is wrong with the flags and the file, one line for each finding.
         SystemExit: status 0, after `--help`.
     """
-    usage = f"{prog} [--config NAME|FILE] [--FLAG VALUE ...]" if presets is not None else f"{prog} [--FLAG VALUE ...]"
+    words = [prog, operands, "[--config NAME|FILE]" if presets is not None else "", "[--FLAG VALUE ...]"]
+    usage = " ".join(word for word in words if word)
     parser = _Parser(
         prog=prog, usage=usage, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, collectives. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, collectives, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
@@ -98,9 +99,21 @@ def collectives(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring CIFAR-10 into the cache."""
+    return download_one("cifar10", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `torchdist-cifar`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "collectives": collectives}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "compare": compare,
+        "collectives": collectives,
+        "download": download,
+    }
     return dispatch(PACKAGE, "A convolutional network on CIFAR-10 with torch.distributed.", commands, argv)
 
 

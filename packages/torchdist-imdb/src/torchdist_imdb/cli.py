@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, search, predict. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, search, predict, download. torch is imported where it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
@@ -106,9 +107,22 @@ def predict(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring the reviews of IMDb into the cache."""
+    return download_one("imdb", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `torchdist-imdb`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "search": search, "predict": predict}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "compare": compare,
+        "search": search,
+        "predict": predict,
+        "download": download,
+    }
     return dispatch(PACKAGE, "Sentiment of film reviews with a transformer and torch.distributed.", commands, argv)
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, forecast. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, forecast, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
-from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.config import load_preset, parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
 from torchdist_stocks.config import CompareConfig, EvaluateConfig, ForecastConfig, TrainConfig
@@ -87,9 +88,16 @@ def forecast(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring prices from Yahoo Finance into the cache; by default those of the preset full."""
+    full = load_preset(TrainConfig, preset_folder("torchdist_stocks") / "full.yaml")
+    return download_one("stocks", argv, prog=f"{PACKAGE} download", tickers=full.tickers, start=full.start)
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `torchdist-stocks`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "forecast": forecast}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "forecast": forecast, "download": download}
     return dispatch(PACKAGE, "Forecasts of stock prices with torch.distributed.", commands, argv)
 
 

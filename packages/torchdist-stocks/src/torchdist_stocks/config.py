@@ -1,13 +1,13 @@
 """Every setting of the project, with its unit; presets in `configs/` name only what differs from these defaults."""
 
-import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from trainyard_shared.config import (
     CONFIG,
+    Day,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,17 +16,6 @@ from trainyard_shared.config import (
     RunConfig,
 )
 
-
-def _day(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return datetime.date.fromisoformat(value)
-        except ValueError:
-            raise ValueError("a date such as 2010-12-31") from None
-    return value
-
-
-Day = Annotated[datetime.date, BeforeValidator(_day)]
 Model = Literal["lstm", "gru"]
 Target = Literal["return", "log_price"]
 

@@ -1,18 +1,22 @@
 """Unpack downloaded archives without trusting them."""
 
+import errno
 import gzip
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainyard_shared.datasets.fetch import building, locked
+from trainyard_shared.datasets.fetch import _one_line, building, locked
 from trainyard_shared.errors import DataError
 
 MAX_BYTES = 4 << 30
 MAX_MEMBERS = 100_000
+MAX_NAME_CHARACTERS = 1000
 
 
 def extract(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS) -> Path:
@@ -63,8 +67,17 @@ class _Extraction:
                         f"{self.archive} ({self.archive.stat().st_size:,} bytes) is no tar, tar.gz or zip file. "
                         "Remove it and download it again."
                     )
-        except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile) as error:
+        except DataError:
+            raise
+        except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
             raise self._damaged(str(error)) from error
+        except (ValueError, OverflowError, struct.error, gzip.BadGzipFile) as error:
+            # What the readers fall over when numbers or names in a header are wrong.
+            raise self._damaged(_one_line(error)) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a position before the beginning of the file
+                raise
+            raise self._damaged(_one_line(error)) from error
         except (NotImplementedError, RuntimeError) as error:
             # How zipfile refuses compression methods that it does not know, and encrypted members.
             raise DataError(f"{self.archive} cannot be unpacked: {error}.") from error
@@ -107,13 +120,17 @@ class _Extraction:
         # Backslashes and colons are separators elsewhere, and no data set here has them in its names.
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
             raise self._refused(f"{name!r} leads out of its folder")
+        if len(name) > MAX_NAME_CHARACTERS or any(len(part.encode()) > 255 for part in path.parts):
+            raise self._refused(f"the name {name[:40]!r}... is too long")
         target = self.draft / path
+        try:
+            (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise self._refused(f"{name!r} lies in something that is a file in it") from None
         if is_folder:
-            target.mkdir(parents=True, exist_ok=True)
             return
         if target.exists():
             raise self._refused(f"{name!r} occurs twice")
-        target.parent.mkdir(parents=True, exist_ok=True)
         assert source is not None  # plain files have content, if of length zero
         with target.open("xb") as file:
             while chunk := source.read(1 << 20):

@@ -16,6 +16,7 @@ import numpy as np
 
 from trainyard_shared.datasets import drawings, py2pickle
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -27,12 +28,17 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     say,
+    together,
     try_in_order,
 )
 from trainyard_shared.errors import DataError
 
 CifarName = Literal["cifar10", "cifar100"]
+
+LICENCE = "no explicit licence; published for research, to be cited"
+CITATION = "Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images, University of Toronto"
 
 GENERATED = "generated sample"
 NOT_ORIGINAL = "not the original files (checksums differ)"
@@ -304,6 +310,7 @@ def _obtain(layout: _Layout, offline: bool, folder: Path) -> None:
         (f"Kaggle ({layout.kaggle_slug})", partial(_from_kaggle, layout, folder)),
     ]
     try_in_order(layout.title, attempts, _advice(layout))
+    record_checksums(folder)
     shutil.rmtree(_downloads(folder), ignore_errors=True)
 
 
@@ -344,10 +351,16 @@ def _from_hub(layout: _Layout, folder: Path) -> None:
     except ImportError as error:
         raise SourceError(f"needs the package {error.name}: pip install 'trainyard-shared[hub]'") from error
     splits, names = [], None
-    for split, source, fingerprint in zip(
-        ("train", "test"), layout.hub, (layout.train_fingerprint, layout.test_fingerprint), strict=True
+    split_names = ("train", "test")
+    files = together(
+        *(
+            partial(download, source, _downloads(folder) / f"{split}.parquet")
+            for split, source in zip(split_names, layout.hub, strict=True)
+        )
+    )
+    for split, parquet, fingerprint in zip(
+        split_names, files, (layout.train_fingerprint, layout.test_fingerprint), strict=True
     ):
-        parquet = download(source, _downloads(folder) / f"{split}.parquet")
         say(f"Reading the {split} images of {layout.title}")
         try:
             decoded, names = _read_parquet(layout, parquet)
@@ -549,3 +562,47 @@ def _sample_names(layout: _Layout) -> tuple[tuple[str, ...], ...]:
         return (drawings.FIGURES,)
     coarse = tuple(f"{figure}_on_{ground}" for figure in drawings.FIGURES for ground in ("dark", "light"))
     return coarse, tuple(f"{hue}_{group}" for group in coarse for hue in drawings.HUES)
+
+
+def _entry_of(layout: _Layout, task: str) -> Entry:
+    toronto = File(_toronto(layout), f"md5 {layout.archive_md5}", layout.archive_bytes)
+    kaggle = (
+        File(KaggleFile("Kaggle", layout.kaggle_slug, layout.kaggle_folder + file), f"md5 {md5}")
+        for file, md5 in layout.md5.items()
+    )
+    return Entry(
+        name=layout.name,
+        title=layout.title,
+        task=task,
+        size=f"{NUM_TRAIN:,} training and {NUM_TEST:,} test images of 32 x 32 pixels",
+        licence=LICENCE,
+        terms="name the report of the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("Hugging Face Hub", tuple(File(source) for source in layout.hub)),
+            Place("University of Toronto", (toronto,)),
+            Place("Kaggle", tuple(kaggle)),
+        ),
+        verified="md5 of the archive or files; from the Hub, a sha256 of all images and labels",
+        folder=layout.name,
+        contents=(layout.folder,),
+        download=partial(_download, layout.name),
+        check=partial(_check, layout.name),
+    )
+
+
+def _download(name: CifarName, config: DownloadConfig) -> str:
+    return load_cifar(name, offline=config.offline).source
+
+
+def _check(name: CifarName, folder: Path) -> str:
+    data = _read(_layout(name), folder)
+    if data.kind != "real" or NOT_ORIGINAL in data.source:
+        raise DataError(data.source)
+    return data.source
+
+
+ENTRIES = (
+    _entry_of(LAYOUTS["cifar10"], "image classification, 10 classes"),
+    _entry_of(LAYOUTS["cifar100"], "image classification, 100 classes in 20 groups"),
+)

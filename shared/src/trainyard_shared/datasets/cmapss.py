@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     KaggleFile,
@@ -27,6 +28,7 @@ from trainyard_shared.datasets.fetch import (
     download,
     is_offline,
     locked,
+    record_checksums,
     try_in_order,
 )
 from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_text, write_origin
@@ -287,8 +289,11 @@ def _read_table(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArr
 
 def _to_numbers(path: Path, lines: NDArray[np.int64], rows: list[list[str]]) -> NDArray[np.float64]:
     try:
-        table = np.array(rows, dtype=np.float64)
+        # Python would take 1_0 for 10.
+        table = np.array(rows, dtype=np.float64) if not any("_" in word for words in rows for word in words) else None
     except ValueError:
+        table = None
+    if table is None:
         table = np.array([[_number(word) for word in words] for words in rows])
     if not (finite := np.isfinite(table)).all():
         row, column = (int(index) for index in np.argwhere(~finite)[0])
@@ -302,7 +307,7 @@ def _to_numbers(path: Path, lines: NDArray[np.int64], rows: list[list[str]]) -> 
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        return float(word) if "_" not in word else float("nan")
     except ValueError:
         return float("nan")
 
@@ -311,7 +316,8 @@ def _read_remaining(path: Path) -> NDArray[np.int64]:
     """Return the cycles that each engine has left, (E,)."""
     words = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     for number, line in words:
-        if line and (len(line) != 1 or not line[0].isdecimal()):
+        # Nothing runs for a million cycles, and longer numbers would not fit into what holds them.
+        if line and (len(line) != 1 or not (line[0].isdecimal() and line[0].isascii() and len(line[0]) <= 6)):
             raise DataError(f"{path}, line {number}: {' '.join(line)[:40]!r}, expected one whole number of cycles.")
     return np.array([int(line[0]) for _, line in words if line], dtype=np.int64)
 
@@ -343,6 +349,7 @@ def _obtain(folder: Path, offline: bool) -> None:
     ]
     attempts.append((f"Kaggle ({KAGGLE_SLUG})", partial(_from_kaggle, folder)))
     try_in_order("C-MAPSS", attempts, _advice())
+    record_checksums(folder)
     shutil.rmtree(_downloads(folder), ignore_errors=True)
 
 
@@ -425,3 +432,40 @@ def _write_table(path: Path, lives: list[NDArray[np.float64]]) -> None:
                 settings = " ".join(f"{value:.4f}" for value in row[:NUM_SETTINGS])
                 sensors = " ".join(f"{value:.2f}" for value in row[NUM_SETTINGS:])
                 file.write(f"{unit} {cycle} {settings} {sensors}  \n")
+
+
+def _download(config: DownloadConfig) -> str:
+    return "; ".join(load_cmapss(subset, offline=config.offline).source for subset in get_args(Subset))
+
+
+def _check(folder: Path) -> str:
+    sources = [_read(subset, folder).source for subset in get_args(Subset)]
+    if wrong := [source for source in sources if NOT_ORIGINAL in source]:
+        raise DataError("; ".join(wrong))
+    return "; ".join(sources)
+
+
+ENTRIES = (
+    Entry(
+        name="cmapss",
+        title="C-MAPSS turbofan engines",
+        task="remaining life of engines, anomaly detection",
+        size="four subsets of 100 to 260 engines that run to failure and as many that do not, 21 sensors",
+        licence=LICENCE,
+        terms="name the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("NASA", (File(NASA),)),
+            Place("NASA (mirror)", (File(NASA_MIRROR),)),
+            Place(
+                "Kaggle",
+                tuple(File(KaggleFile("Kaggle", KAGGLE_SLUG, n), f"git blob {b}") for n, b in GIT_BLOBS.items()),
+            ),
+        ),
+        verified="the names that git gives the files, in archives after unpacking",
+        folder="cmapss",
+        contents=(".",),
+        download=_download,
+        check=_check,
+    ),
+)

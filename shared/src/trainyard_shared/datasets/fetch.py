@@ -11,15 +11,17 @@ import hashlib
 import io
 import os
 import random
+import re
 import shutil
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import platformdirs
 
@@ -27,11 +29,12 @@ from trainyard_shared.errors import DataError
 
 if TYPE_CHECKING:
     import requests
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
-# As much as a cut connection costs: the HTTP library hands over whole chunks only.
 CHUNK_BYTES = 1 << 16
+NUM_AT_ONCE = 4
 PLAIN_PROGRESS_EVERY_S = 15.0
 # An attempt that brought less than this is counted as failed, so that a line that drops now and then can finish a
 # large file, while a server that cuts every answer short is given up.
@@ -51,6 +54,8 @@ class RetryPolicy:
     first_wait_s: float = 1.0
     max_wait_s: float = 60.0
     timeout_s: float = 30.0
+    min_bytes_per_s: float = 1000.0
+    """a connection that brings less over `timeout_s` is given up: a server can drip for days without a time-out"""
 
     def wait_s(self, failures: int, retry_after: str | None) -> float:
         """Return the seconds to wait after so many failures in a row, as the server asked or doubling each time."""
@@ -69,6 +74,8 @@ class Source:
     """One place that has the file. `name` is what people call it."""
 
     name: str
+    # What the user needs to have there; empty for open places.
+    credentials: ClassVar[str] = ""
 
     @property
     def address(self) -> str:
@@ -120,23 +127,7 @@ class HttpFile(Source):
 
     def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
         """Download, resuming what is there, and try again after passing failures."""
-        failures, furthest = 0, _size(part)
-        while True:
-            try:
-                _transfer(self.url, part, want, retry)
-                return
-            except _PassingError as passing:
-                if _size(part) >= furthest + WORTHWHILE_BYTES:
-                    failures = 0
-                furthest = max(furthest, _size(part))
-                failures += 1
-                if failures >= retry.attempts:
-                    raise SourceError(f"{passing} (tried {failures} times)") from passing
-                wait_s = retry.wait_s(failures, passing.retry_after)
-                if wait_s > retry.max_wait_s:
-                    raise SourceError(f"{passing}, and asks to wait {wait_s:.0f} s") from passing
-                say(f"{want.filename}: {passing}; trying again in {wait_s:.1f} s")
-                time.sleep(wait_s)
+        _persist(partial(_transfer, self.url, part, want, retry), part, want, retry)
 
 
 @dataclass(frozen=True)
@@ -154,32 +145,73 @@ class HubFile(Source):
         return f"{endpoint}/datasets/{self.repo}/blob/{self.revision}/{self.path}"
 
     def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
-        """Download with the Hub's own client, which resumes and retries by itself."""
+        """Download with the Hub's own client, which resumes by itself; compare with the checksum the Hub announces."""
         try:
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+            import huggingface_hub  # noqa: F401
         except ImportError as error:
             raise SourceError("needs the package huggingface_hub: pip install 'trainyard-shared[hub]'") from error
         # Not the Hub's shared cache: a file that turns out wrong must not be there for the next run.
         staging = part.with_name(part.name + ".hub")
-        say(f"Downloading {want.filename} from {self.address}")
-        if not sys.stderr.isatty():
-            disable_progress_bars()
+        with contextlib.ExitStack() as bars:
+            _persist(partial(self._transfer, staging, part, want, bars), part, want, retry)
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _transfer(self, staging: Path, part: Path, want: Expected, bars: contextlib.ExitStack) -> None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+        url = hf_hub_url(self.repo, self.path, repo_type="dataset", revision=self.revision)
         try:
+            announced = get_hf_file_metadata(url)
+            if None not in (want.size_bytes, announced.size) and want.size_bytes != announced.size:
+                raise SourceError(f"offers {announced.size:,} bytes, expected {want.size_bytes:,}")
             with _local_failures(staging):
+                _check_space(staging.parent, want.filename, announced.size)
                 found = hf_hub_download(
-                    self.repo, self.path, repo_type="dataset", revision=self.revision, local_dir=staging
+                    self.repo,
+                    self.path,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    local_dir=staging,
+                    tqdm_class=_hub_bar(partial(_progress, want.filename, self.address), bars),
                 )
+                if (wrong := _unlike_etag(Path(found), announced.etag)) is not None:
+                    shutil.rmtree(staging)
+                    raise SourceError(f"what arrived {wrong}, as the Hub announces it")
                 Path(found).replace(part)
         except DataError:
             raise
         except Exception as error:
             # The client has a family of errors of its own on top of those of its HTTP library.
-            raise SourceError(_one_line(error)) from error
-        finally:
-            if not sys.stderr.isatty():
-                enable_progress_bars()
-        shutil.rmtree(staging, ignore_errors=True)
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> Exception:
+        from huggingface_hub import errors
+
+        page = self.address.partition("/blob/")[0]
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", None)
+        if isinstance(error, errors.GatedRepoError):
+            return SourceError(
+                f"{status}: log in and accept the terms at {page}, then set HF_TOKEN to a token of yours"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return SourceError(f"{status}: there is no data set {page}, or it is private; then set HF_TOKEN")
+        if status == 401:
+            return SourceError(
+                "401: the Hub does not accept the token, which is that of HF_TOKEN or of 'hf auth login'"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return SourceError(f"{status}: {page} has no revision {self.revision}")
+        if isinstance(error, errors.EntryNotFoundError) and status is not None:
+            return SourceError(f"{status}: {page} has no file {self.path}")
+        if status in PASSING_STATUS and response is not None:
+            return _PassingError(f"{status} {response.reason_phrase}", response.headers.get("Retry-After"))
+        if status is not None and response is not None:
+            return SourceError(f"{status} {response.reason_phrase}")
+        # Whatever the name of its HTTP library, this is the ancestor of time-outs and broken connections.
+        if any(ancestor.__name__ == "TransportError" for ancestor in type(error).__mro__):
+            return _PassingError(f"no connection: {_one_line(error)}")
+        return SourceError(_one_line(error))
 
 
 @dataclass(frozen=True)
@@ -189,6 +221,7 @@ class KaggleFile(Source):
     slug: str
     path: str
     competition: bool = False
+    credentials: ClassVar[str] = "a Kaggle token"
 
     @property
     def address(self) -> str:
@@ -197,11 +230,15 @@ class KaggleFile(Source):
 
     def download(self, part: Path, want: Expected, retry: RetryPolicy) -> None:
         """Download with Kaggle's own client, with the credentials of the user."""
-        import requests
-
         api = self._client()
         staging = part.with_name(part.name + ".kaggle")
         say(f"Downloading {want.filename} from {self.address}")
+        _persist(partial(self._transfer, api, staging, part), part, want, retry)
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _transfer(self, api: Any, staging: Path, part: Path) -> None:
+        import requests
+
         try:
             with _local_failures(staging), contextlib.redirect_stdout(io.StringIO()):
                 staging.mkdir(parents=True, exist_ok=True)
@@ -211,10 +248,14 @@ class KaggleFile(Source):
                     api.dataset_download_file(self.slug, self.path, path=str(staging), quiet=True)
                 _take_kaggle_file(staging, Path(self.path).name, part)
         except requests.HTTPError as error:
+            if error.response.status_code in PASSING_STATUS:
+                reason = f"{error.response.status_code} {error.response.reason}"
+                raise _PassingError(reason, error.response.headers.get("Retry-After")) from error
             raise SourceError(self._explain(error)) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise _PassingError(f"no connection: {_one_line(error)}") from error
         except (requests.RequestException, ValueError, zipfile.BadZipFile) as error:
             raise SourceError(_one_line(error)) from error
-        shutil.rmtree(staging, ignore_errors=True)
 
     def _client(self) -> Any:  # its type exists only where kaggle is installed
         try:
@@ -245,6 +286,8 @@ class KaggleFile(Source):
             return f"403: accept the competition's rules first, at {self.address}/rules"
         if status == 403:
             return f"403: open {self.address} while logged in, and accept its licence"
+        if status == 404:
+            return f"404: there is no file {self.path} at {self.address}"
         return f"{status} {error.response.reason}"
 
 
@@ -309,6 +352,8 @@ def fetch(
             for source in sources
         ]
         try_in_order(want.filename, attempts, advice)
+        if not want.checksum:
+            record_checksums(destination)
     return destination
 
 
@@ -331,6 +376,49 @@ def download(
             destination.unlink(missing_ok=True)
             _obtain(source, destination, want, retry or DEFAULT_RETRY)
     return destination
+
+
+def together(*calls: Callable[[], T]) -> list[T]:
+    """Return the results of calls that download, several at a time; if one fails, the others are stopped.
+
+    What they have brought so far is kept and resumed. Ctrl-C does not wait for them. Not for Kaggle, whose client
+    cannot do two things at once.
+
+    Raises:
+        Exception: whatever the first call that failed has raised.
+    """
+    results: dict[int, T] = {}
+    errors: list[Exception] = []
+    waiting = list(enumerate(calls))
+    stop, turn = threading.Event(), threading.Lock()
+
+    def work() -> None:
+        while not stop.is_set():
+            with turn:
+                if not waiting:
+                    return
+                number, call = waiting.pop(0)
+            try:
+                results[number] = call()
+            except _StoppedError:
+                return
+            except Exception as error:
+                errors.append(error)
+                stop.set()
+
+    # Daemons, so that they do not outlive an interrupted program.
+    threads = [_Worker(stop, target=work, daemon=True) for _ in range(min(NUM_AT_ONCE, len(calls)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.set()
+        raise
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(calls))]
 
 
 def try_in_order(what: str, attempts: Sequence[tuple[str, Callable[[], T]]], advice: str) -> T:
@@ -386,6 +474,34 @@ def building(folder: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
+def record_checksums(path: Path) -> None:
+    """Write down the checksums of a file or folder that has just come into the cache, for `changed_files`.
+
+    Only that tells later damage where the place it came from publishes no checksum, or where the files were converted.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file_digest(file, 'sha256')}  {file.relative_to(path.parent)}\n" for file in files]
+    with _local_failures(path.parent):
+        _checksums_of(path).write_text("".join(lines), encoding="utf-8")
+
+
+def changed_files(path: Path) -> list[str] | None:
+    """Say which files of a file or folder are not what they were when they came; None if that was not written down."""
+    if not _checksums_of(path).is_file():
+        return None
+    lines = [line.split("  ", 1) for line in _checksums_of(path).read_text(encoding="utf-8").splitlines()]
+    found = {file: path.parent / name for _, name in lines for file in [name]}
+    return [
+        f"{found[name]} {'has changed since it was downloaded' if found[name].is_file() else 'is missing'}"
+        for digest, name in lines
+        if not found[name].is_file() or file_digest(found[name], "sha256") != digest
+    ]
+
+
+def _checksums_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")  # in the form of the command sha256sum
+
+
 def file_digest(path: Path, algorithm: str) -> str:
     """Return the hexadecimal checksum of a file."""
     with path.open("rb") as file:
@@ -398,12 +514,45 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+class _StoppedError(Exception):
+    """Another file that was to be had together with this one could not be."""
+
+
+class _Worker(threading.Thread):
+    """A thread of `together`, whose downloads end when `stop` is set."""
+
+    def __init__(self, stop: threading.Event, **options: Any):
+        super().__init__(**options)
+        self.stop = stop
+
+
 class _PassingError(Exception):
     """A failure that may be gone in a moment."""
 
     def __init__(self, message: str, retry_after: str | None = None):
         super().__init__(message)
         self.retry_after = retry_after
+
+
+def _persist(attempt: Callable[[], None], part: Path, want: Expected, retry: RetryPolicy) -> None:
+    """Attempt until no passing failure comes; raise SourceError if they do not pass."""
+    failures, furthest = 0, _size(part)
+    while True:
+        try:
+            attempt()
+            return
+        except _PassingError as passing:
+            if _size(part) >= furthest + WORTHWHILE_BYTES:
+                failures = 0
+            furthest = max(furthest, _size(part))
+            failures += 1
+            if failures >= retry.attempts:
+                raise SourceError(f"{passing} (tried {failures} times)") from passing
+            wait_s = retry.wait_s(failures, passing.retry_after)
+            if wait_s > retry.max_wait_s:
+                raise SourceError(f"{passing}, and asks to wait {wait_s:.0f} s") from passing
+            say(f"{want.filename}: {passing}; trying again in {wait_s:.1f} s")
+            time.sleep(wait_s)
 
 
 def _obtain(source: Source, destination: Path, want: Expected, retry: RetryPolicy) -> None:
@@ -427,6 +576,7 @@ def _obtain(source: Source, destination: Path, want: Expected, retry: RetryPolic
 def _transfer(url: str, part: Path, want: Expected, retry: RetryPolicy) -> None:
     """Make one request for what `part` lacks and append what comes."""
     import requests
+    import urllib3
 
     etag_file = _etag_file(part)
     etag = etag_file.read_text() if etag_file.exists() else None
@@ -462,7 +612,7 @@ def _transfer(url: str, part: Path, want: Expected, retry: RetryPolicy) -> None:
                 _check_space(part.parent, want.filename, None if total is None else total - have)
                 _remember_etag(etag_file, response.headers.get("ETag"))
                 with part.open("ab" if have else "wb") as file, _progress(want.filename, url, have, total) as report:
-                    for chunk in response.iter_content(CHUNK_BYTES):
+                    for chunk in _pieces(response, retry):
                         file.write(chunk)
                         report(len(chunk))
                         if want.size_bytes is not None and file.tell() > want.size_bytes:
@@ -471,13 +621,58 @@ def _transfer(url: str, part: Path, want: Expected, retry: RetryPolicy) -> None:
         raise SourceError(f"no secure connection: {_one_line(error)}") from error
     except requests.Timeout as error:
         raise _PassingError("no answer in time") from error
-    except requests.exceptions.ChunkedEncodingError as error:
+    except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
+        if isinstance(error, urllib3.exceptions.TimeoutError):
+            raise _PassingError("no answer in time") from error
         of = f" of {total:,}" if total is not None else ""
-        raise _PassingError(f"connection cut after about {_size(part):,}{of} bytes") from error
+        raise _PassingError(f"connection cut after {_size(part):,}{of} bytes") from error
     except requests.ConnectionError as error:
         raise _PassingError(f"no connection: {_one_line(error)}") from error
     except requests.RequestException as error:
         raise SourceError(_one_line(error)) from error
+
+
+def _pieces(response: "requests.Response", retry: RetryPolicy) -> Iterator[bytes]:
+    """Yield what comes as it comes, as long as it does not come too slowly."""
+    start, arrived = time.monotonic(), 0
+    # requests' own iterator waits until a whole chunk is there, and never takes a slow connection for a silent one.
+    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+        yield chunk
+        arrived += len(chunk)
+        if (passed_s := time.monotonic() - start) >= retry.timeout_s:
+            if arrived < retry.min_bytes_per_s * passed_s:
+                raise _PassingError(f"too slow: {arrived:,} bytes in {passed_s:.0f} s")
+            start, arrived = time.monotonic(), 0
+
+
+def _unlike_etag(path: Path, etag: str | None) -> str | None:
+    """Say how a file differs from what the Hub's ETag promises: a sha256, or for small files the name git gives it."""
+    if etag is None:
+        return None
+    if re.fullmatch("[0-9a-f]{64}", etag):
+        found = file_digest(path, "sha256")
+        return None if found == etag else f"has the sha256 {found}, expected {etag}"
+    if re.fullmatch("[0-9a-f]{40}", etag):
+        content = path.read_bytes()
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        return None if found == etag else f"has the git name {found}, expected {etag}"
+    return None
+
+
+def _hub_bar(progress: Callable[[int, int | None], Any], bars: contextlib.ExitStack) -> type:
+    """Return a class that takes the place of the Hub client's own progress bar."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any):
+            have, total = options.get("initial") or 0, options.get("total")
+            super().__init__(*args, **{**options, "disable": True})
+            self.report = bars.enter_context(progress(have, total))
+
+        def update(self, n: float | None = 1) -> None:
+            self.report(int(n or 0))
+
+    return Bar
 
 
 def _total_bytes(response: "requests.Response", have: int) -> int | None:
@@ -520,9 +715,9 @@ def _size(path: Path) -> int:
 
 def _take_kaggle_file(staging: Path, filename: str, part: Path) -> None:
     """Move the downloaded file to `part`; Kaggle sends some files zipped, under the name plus `.zip`."""
-    plain, zipped = staging / filename, staging / f"{filename}.zip"
-    found = plain if plain.exists() else zipped
-    if not found.exists():
+    # Newer clients keep the folders of the data set, older ones do not.
+    found = next((file for name in (filename, f"{filename}.zip") for file in staging.rglob(name)), None)
+    if found is None:
         raise SourceError(f"Kaggle's client left no file {filename}")
     if zipfile.is_zipfile(found) and not filename.endswith(".zip"):
         with zipfile.ZipFile(found) as archive, archive.open(filename) as member, part.open("wb") as file:
@@ -562,15 +757,53 @@ def _local_failures(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(filename: str, url: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, and now and then a line elsewhere."""
-    if sys.stderr.isatty():
+    stop = getattr(threading.current_thread(), "stop", None)
+    with _BARS.one(filename, have, total) if sys.stderr.isatty() else _plain(filename, url, have, total) as advance:
+
+        def report(count: int) -> None:
+            if stop is not None and stop.is_set():
+                raise _StoppedError
+            advance(count)
+
+        yield report
+
+
+class _Bars:
+    """The bars of all downloads that run at the moment. rich shows one group at a time, so they share one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.group: Progress | None = None
+        self.num_open = 0
+
+    @contextlib.contextmanager
+    def one(self, filename: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
         columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(filename, total=total, completed=have)
-            yield lambda count: bar.advance(task, count)
-        return
+        with self.lock:
+            if self.group is None:
+                self.group = Progress(*columns, console=Console(stderr=True))
+                self.group.start()
+            self.num_open += 1
+            group = self.group
+        task = group.add_task(filename, total=total, completed=have)
+        try:
+            yield lambda count: group.advance(task, count)
+        finally:
+            with self.lock:
+                self.num_open -= 1
+                if not self.num_open:
+                    group.stop()
+                    self.group = None
+
+
+_BARS = _Bars()
+
+
+@contextlib.contextmanager
+def _plain(filename: str, url: str, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
     lines = _PlainProgress(filename, have, total)
     beginning = f", resuming at {have / 1e6:,.1f} MB" if have else ""
     say(f"Downloading {filename}{'' if total is None else f' ({total / 1e6:,.1f} MB)'} from {url}{beginning}")

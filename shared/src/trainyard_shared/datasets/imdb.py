@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from trainyard_shared.datasets import opinions
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -31,7 +32,9 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     say,
+    together,
     try_in_order,
 )
 from trainyard_shared.datasets.tables import (
@@ -40,7 +43,9 @@ from trainyard_shared.datasets.tables import (
     decode,
     listing,
     read_origin,
+    read_parquet,
     read_text,
+    require_pyarrow,
     write_origin,
 )
 from trainyard_shared.errors import DataError
@@ -249,13 +254,14 @@ def _obtain(offline: bool, folder: Path) -> None:
         (f"{KAGGLE.name} ({KAGGLE.slug})", partial(_from_kaggle, downloads, folder)),
     ]
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
     shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _from_hub(downloads: Path, folder: Path) -> None:
-    _require_pyarrow()
-    files = {split: download(source, downloads / Path(source.path).name) for split, source in HUB.items()}
-    splits = _accept(lambda: _Splits(_read_parquet(files["train"]), _read_parquet(files["test"])), files.values())
+    require_pyarrow()
+    files = together(*(partial(download, source, downloads / Path(source.path).name) for source in HUB.values()))
+    splits = _accept(lambda: _Splits(_read_parquet(files[0]), _read_parquet(files[1])), files)
     with building(folder) as draft:
         _write(draft, splits, f"{HUB['train'].name} ({HUB['train'].repo})")
 
@@ -344,7 +350,6 @@ def _find(folder: Path) -> _Splits | None:
     for parent in (folder, folder / "plain_text"):
         train, test = (parent / Path(HUB[split].path).name for split in ("train", "test"))
         if train.is_file() and test.is_file():
-            _require_pyarrow()
             return _Splits(_read_parquet(train), _read_parquet(test))
     return None
 
@@ -470,26 +475,12 @@ def _reviews(pairs: list[tuple[str, int]]) -> _Reviews:
     return _Reviews([text for text, _ in pairs], np.array([label for _, label in pairs], np.int64))
 
 
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise SourceError("needs the package pyarrow: pip install 'trainyard-shared[hub]'") from error
-
-
 def _read_parquet(path: Path) -> _Reviews:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path, columns=["text", "label"])
-        texts, labels = table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64)
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not readable as the Hub's IMDb: {error!r}.") from error
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))
-    if len(wrong):
-        raise DataError(f"{path}: the label of row {wrong[0]} is {labels[wrong[0]]}, expected 0 or 1.")
-    return _Reviews(texts, labels)
+    texts, labels = read_parquet(path, "the Hub's IMDb", text=str, label=int)
+    for row, label in enumerate(labels):
+        if not 0 <= label < len(CLASS_NAMES):
+            raise DataError(f"{path}: the label of row {row} is {label}, expected 0 or 1.")
+    return _Reviews(texts, np.array(labels, np.int64))
 
 
 def _write(folder: Path, splits: _Splits, *origin: str) -> None:
@@ -501,3 +492,37 @@ def _write(folder: Path, splits: _Splits, *origin: str) -> None:
                 (text, CLASS_NAMES[label]) for text, label in zip(reviews.texts, reviews.labels, strict=True)
             )
     write_origin(folder, *origin)
+
+
+def _download(config: DownloadConfig) -> str:
+    return load_imdb(offline=config.offline).source
+
+
+def _check(folder: Path) -> str:
+    splits = _find(folder)
+    if splits is None or not splits.is_whole:
+        raise DataError(f"{folder} is not the whole data set" + (f": {splits.size}" if splits else ""))
+    return _finish(folder, splits).source
+
+
+ENTRIES = (
+    Entry(
+        name="imdb",
+        title=TITLE,
+        task="text classification: positive or negative review",
+        size=f"{NUM_TRAIN:,} training and {NUM_TEST:,} test reviews",
+        licence=LICENCE,
+        terms="name the paper of the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("Hugging Face Hub", tuple(File(source) for source in HUB.values())),
+            Place("Stanford", (File(STANFORD, f"md5 {ARCHIVE_MD5}", ARCHIVE_BYTES),)),
+            Place("Kaggle (without the official split)", (File(KAGGLE),)),
+        ),
+        verified="md5 of the archive; elsewhere, the Hub's sha256 and the number of reviews of each split and class",
+        folder="imdb",
+        contents=("reviews", "archive"),
+        download=_download,
+        check=_check,
+    ),
+)

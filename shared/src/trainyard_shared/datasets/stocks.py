@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass as config_dataclass
 
+from trainyard_shared.config import CONFIG, Day
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     Expected,
     RetryPolicy,
@@ -518,3 +521,47 @@ def _most(counts: Counter[str]) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@config_dataclass(frozen=True, kw_only=True, config=CONFIG)
+class PricesConfig(DownloadConfig):
+    """Which prices to download."""
+
+    tickers: tuple[str, ...] = ()
+    """stocks, in Yahoo's spelling, such as AAPL BRK-B"""
+    start: Day | None = None
+    """first day; default: as early as there are prices"""
+    end: Day | None = None
+    """last day; default: yesterday, since today's prices may still change"""
+
+
+def _download(config: PricesConfig) -> str:
+    if not config.tickers:
+        raise UsageError("error: --tickers: name the stocks to download, such as AAPL MSFT")
+    data = load_prices(None, config.tickers, config.start, config.end, offline=config.offline)
+    return "; ".join([data.source, f"{len(data.prices)} tickers", *data.notes])
+
+
+def _check(path: Path) -> str:
+    (table,) = load_prices(path).prices.values()
+    return f"{len(table):,} days from {table.index[0].date()} to {table.index[-1].date()}"
+
+
+ENTRIES = (
+    Entry(
+        name="stocks",
+        title="daily prices of stocks",
+        task="forecasting of time series",
+        size="open, high, low, close, adjusted close and volume of each day, for the tickers and days asked for",
+        licence=LICENCE,
+        terms="Yahoo's prices are for your own use: do not pass them on",
+        citation=CITATION,
+        places=(Place("Yahoo Finance", (File(YahooHistory("Yahoo Finance", "TICKER", EARLIEST, EARLIEST)),)),),
+        verified="nobody publishes checksums: every row is read and checked when it arrives, and sealed with a sha256",
+        folder="stocks",
+        contents=("*.csv",),
+        download=_download,
+        check=_check,
+        options=PricesConfig,
+    ),
+)

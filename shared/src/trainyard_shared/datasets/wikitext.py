@@ -5,6 +5,7 @@ Every form ends in the text that Merity et al. (2016) published: one paragraph a
 """
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Literal
 
 from trainyard_shared.datasets import articles as generated
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HubFile,
     SourceError,
@@ -23,9 +25,11 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
+    together,
     try_in_order,
 )
-from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_text, write_origin
+from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, read_parquet, read_text, write_origin
 from trainyard_shared.errors import DataError
 
 LICENCE = "CC BY-SA 3.0 and GFDL, as the articles of Wikipedia that it was taken from"
@@ -152,16 +156,26 @@ def _obtain(folder: Path, form: Form, offline: bool) -> None:
     if form == "raw":
         attempts.append((f"{ARCHIVE.name} ({ARCHIVE.repo})", partial(_from_archive, downloads, folder)))
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
+    shutil.rmtree(downloads, ignore_errors=True)
+
+
+def _hub_files(form: Form) -> dict[Split, HubFile]:
+    return {
+        split: HubFile("Hugging Face Hub", HUB_REPO, f"{HUB_FOLDER[form]}/{HUB_SPLIT[split]}-00000-of-00001.parquet")
+        for split in SPLITS
+    }
 
 
 def _from_hub(downloads: Path, folder: Path, form: Form) -> None:
     texts = {}
-    for split, name in HUB_SPLIT.items():
-        path = f"{HUB_FOLDER[form]}/{name}-00000-of-00001.parquet"
-        texts[split] = _read_parquet(download(HubFile("Hugging Face Hub", HUB_REPO, path), downloads / path))
+    sources = _hub_files(form)
+    files = together(*(partial(download, source, downloads / source.path) for source in sources.values()))
+    for (split, source), file in zip(sources.items(), files, strict=True):
+        texts[split] = _read_parquet(file)
         if (found := texts[split].count("\n")) != NUM_LINES[split]:
-            (downloads / path).unlink()
-            raise SourceError(f"{path} has {found:,} lines, expected {NUM_LINES[split]:,}")
+            file.unlink()
+            raise SourceError(f"{source.path} has {found:,} lines, expected {NUM_LINES[split]:,}")
     with building(folder) as draft:
         for split, text in texts.items():
             (draft / f"wiki.{split}.{SUFFIX[form]}").write_text(text, encoding="utf-8")
@@ -222,13 +236,46 @@ def _read_split(folder: Path, form: Form, split: Split) -> str:
 
 def _read_parquet(path: Path) -> str:
     """Return the text of one of the Hub's files, whose rows are lines; it has lost the spaces of blank lines."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SourceError("needs the package pyarrow: pip install 'trainyard-shared[hub]'") from error
-    try:
-        lines = pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is not readable as the Hub's {TITLE}: {error!r}.") from error
+    (lines,) = read_parquet(path, f"the Hub's {TITLE}", text=str)
     return "".join(line or " \n" for line in lines)
+
+
+def _entry_of(form: Form, places: tuple[Place, ...]) -> Entry:
+    return Entry(
+        name=f"wikitext-2-{form}",
+        title=f"{TITLE}, {'all words' if form == 'raw' else 'rare words replaced by <unk>'}",
+        task="language modelling",
+        size=" + ".join(f"{NUM_LINES[split]:,}" for split in SPLITS) + " lines to train, validate and test",
+        licence=LICENCE,
+        terms="name Wikipedia as the source, and pass on under the same licence",
+        citation=CITATION,
+        places=places,
+        verified="sha256 of the archive; from the Hub, its sha256 and the number of lines of each split",
+        folder=f"wikitext-2/{form}",
+        contents=(".",),
+        download=partial(_download, form),
+        check=partial(_check, form),
+    )
+
+
+def _download(form: Form, config: DownloadConfig) -> str:
+    return load_wikitext(None, form, offline=config.offline).source
+
+
+def _check(form: Form, folder: Path) -> str:
+    data = _load_local(folder, form, SPLITS)
+    if data.notes:
+        raise DataError(f"{folder} is not {TITLE}: {'; '.join(data.notes)}")
+    return data.source
+
+
+def _hub_place(form: Form) -> Place:
+    return Place("Hugging Face Hub", tuple(File(source) for source in _hub_files(form).values()))
+
+
+ENTRIES = (
+    _entry_of(
+        "raw", (_hub_place("raw"), Place(ARCHIVE.name, (File(ARCHIVE, f"sha256 {ARCHIVE_SHA256}", ARCHIVE_BYTES),)))
+    ),
+    _entry_of("word", (_hub_place("word"),)),
+)
