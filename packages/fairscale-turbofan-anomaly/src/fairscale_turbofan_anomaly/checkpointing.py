@@ -104,19 +104,6 @@ def activation_bytes(model: nn.Module, windows: torch.Tensor, loss: Loss) -> int
     return live.peak
 
 
-def predicted_bytes(model: nn.Module, windows: torch.Tensor, loss: Loss, batch_size: int) -> int:
-    """Predict what `activation_bytes` would measure for a larger batch, in a straight line from 2 and 3 windows.
-
-    Args:
-        model: on the CPU; its gradients are gone afterwards.
-        windows: (3, T, S), on the CPU.
-        loss: as for `activation_bytes`.
-        batch_size: windows to predict for.
-    """
-    two, three = (activation_bytes(model, windows[:count], loss) for count in (2, 3))
-    return two + (batch_size - 2) * (three - two)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """FairScale is archived; it still imports names that torch has declared outdated."""

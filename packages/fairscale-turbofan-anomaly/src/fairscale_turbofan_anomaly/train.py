@@ -102,9 +102,8 @@ class Run:
         self.whole = copy.deepcopy(model).to(device)
         # [fairscale] From here on each segment keeps its inputs only; the weights have the same names and values.
         checkpointing.apply(model, config.checkpointing)
-        activation_bytes = checkpointing.predicted_bytes(
-            model, self.parts.train.take(self.rows[:3]), self.loss, config.micro_batch_size
-        )
+        some_windows = self.parts.train.take(self.rows[: config.micro_batch_size])
+        activation_bytes = checkpointing.activation_bytes(model, some_windows, self.loss)
         # [fairscale] And self.sharded.parallel(...) is model(...) whose backward pass communicates.
         self.sharded = sharding.WAYS[config.sharding](model.to(device), config, device)
         self.predicted_bytes = {**self.sharded.predicted_bytes(), "activations": activation_bytes}
