@@ -9,21 +9,8 @@ from trainyard_shared.datasets.cmapss import make_sample
 from trainyard_shared.results import read_json
 from trainyard_shared.testing import run, run_folder, script
 
-TINY = [
-    "--epochs",
-    "1",
-    "--window",
-    "10",
-    "--hidden-size",
-    "8",
-    "--num-layers",
-    "1",
-    "--log-every",
-    "1",
-    "--nproc",
-    "1",
-]
-TINY += ["--micro-batch-size", "64"]
+TINY = ["--epochs", "1", "--window", "10", "--hidden-size", "8", "--num-layers", "1", "--log-every", "1"]
+TINY += ["--micro-batch-size", "64", "--nproc", "1"]
 
 
 @pytest.fixture(scope="module")

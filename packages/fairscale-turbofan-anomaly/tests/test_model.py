@@ -13,9 +13,8 @@ from fairscale_turbofan_anomaly.model import RecurrentSteps, Segment, build_mode
 from torch import nn
 
 CONFIG = TrainConfig(hidden_size=16, num_heads=2, num_layers=2, dropout=0.0, chunk=7)
-CASES = [
-    (network, detector) for network in ("lstm", "gru", "transformer") for detector in ("supervised", "autoencoder")
-]
+NETWORKS = ("lstm", "gru", "transformer")
+CASES = [(network, detector) for network in NETWORKS for detector in ("supervised", "autoencoder")]
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +91,8 @@ def test_state_that_is_handed_on_as_a_tuple_is_cut_off_and_the_proof_sees_it() -
             _, state = step(piece, state)
         if state[0].requires_grad:
             state[0].square().sum().backward()
-        found.append(
-            {name: torch.zeros(()) if p.grad is None else p.grad.clone() for name, p in rnn.named_parameters()}
-        )
+        own = {name: parameter.grad for name, parameter in rnn.named_parameters()}
+        found.append({name: torch.zeros(()) if grad is None else grad.clone() for name, grad in own.items()})
     assert largest_difference(*found) > 1e-2
 
 

@@ -46,7 +46,7 @@ def test_figures_by_hand() -> None:
 def test_lead_times_and_false_alarms_by_hand() -> None:
     # Engine 1: a false alarm, then one that begins 4 cycles before failure, flickers and lasts. Engine 2: only a false
     # one. Engine 3: one that begins early and lasts into the last cycles is a warning, though an early one.
-    on = [0, 1, 0, 0, 0, 1, 1, 0, 1, 1] + [1, 1, 0, 0, 0, 0] + [0, 1, 1, 1, 1, 1]
+    on = [int(mark) for mark in "0100011011110000011111"]
     found = scoring.warnings(np.array(on, dtype=float), fleet_of(10, 6, 6), 0.5, horizon=3)
     assert found.lead_times[[0, 2]].tolist() == [4.0, 4.0]
     assert np.isnan(found.lead_times[1])

@@ -90,6 +90,8 @@ def lead_times(
         subtitle: Below it, in grey.
         note: In a band at the bottom.
     """
+    from matplotlib.ticker import MaxNLocator
+
     values = np.asarray(cycles, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"lead times must be one row with at least one value, found shape {values.shape}")
@@ -98,7 +100,7 @@ def lead_times(
     step = max(2, -(-int(longest + 1) // 25))
     with _picture(path, WIDTH, 2.8, title, subtitle, note) as figure:
         axes = figure.subplots()
-        axes.hist(warned, bins=np.arange(0, longest + 1 + step, step), color=SKY, edgecolor="white")
+        axes.hist(warned, bins=np.arange(0, longest + 1 + step, step).tolist(), color=SKY, edgecolor="white")
         missed = len(values) - len(warned)
         if missed:
             axes.bar(-step, missed, width=0.9 * step, color=VERMILLION, label=f"{missed} failed without an alarm")
@@ -107,7 +109,7 @@ def lead_times(
             axes.axvline(np.median(warned), color=BLUE, label=f"median: {np.median(warned):.0f} cycles")
         axes.set_xlabel("cycles from alarm to failure")
         axes.set_ylabel("engines")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(False, axis="x")
         _legend_above(axes)
     return path

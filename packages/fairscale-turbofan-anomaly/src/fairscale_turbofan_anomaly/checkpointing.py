@@ -33,6 +33,8 @@ def apply(model: nn.Module, way: str) -> nn.Module:
         model: built with the same way in its config, so that segments are chunks.
         way: fairscale, torch or none.
     """
+    if way not in ("fairscale", "torch", "none"):
+        raise ValueError(f"there is no way of checkpointing called {way!r}")
     if way == "none":
         return model
     for segment in [module for module in model.modules() if isinstance(module, Segment)]:
@@ -41,9 +43,7 @@ def apply(model: nn.Module, way: str) -> nn.Module:
                 from fairscale.nn.checkpoint import checkpoint_wrapper
             checkpoint_wrapper(segment)  # replaces the method `forward` of this object
         else:
-            segment.forward = functools.partial(  # type: ignore[method-assign]
-                torch.utils.checkpoint.checkpoint, segment.forward, use_reentrant=False
-            )
+            segment.forward = functools.partial(torch.utils.checkpoint.checkpoint, segment.forward, use_reentrant=False)
     return model
 
 

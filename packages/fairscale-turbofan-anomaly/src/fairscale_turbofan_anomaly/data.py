@@ -171,8 +171,13 @@ def split(dataset: EngineDataset, config: TrainConfig) -> Parts:
     val, test, train = np.split(order, [num_val, num_val + num_test])
     fleets = [dataset.train.take(np.sort(engines)) for engines in (train, val, test)]
     normalizer = Normalizer.fit(fleets[0], NUM_CONDITIONS[config.subset])
-    windows = [Windows.of(fleet, normalizer, config.window) for fleet in (*fleets, dataset.test)]
-    parts = Parts(*windows, normalizer)
+    parts = Parts(
+        train=Windows.of(fleets[0], normalizer, config.window),
+        val=Windows.of(fleets[1], normalizer, config.window),
+        test=Windows.of(fleets[2], normalizer, config.window),
+        stopped=Windows.of(dataset.test, normalizer, config.window),
+        normalizer=normalizer,
+    )
     if config.detector == "autoencoder" and not parts.train.healthy(config.healthy_cycles).any():
         longest = int(fleets[0].lengths.max())
         raise DataError(

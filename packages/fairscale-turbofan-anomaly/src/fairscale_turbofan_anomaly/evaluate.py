@@ -87,8 +87,8 @@ def test_and_report(
     if launch.rank() != 0:
         return
     name = f"{config.model.upper() if config.model != 'transformer' else 'transformer'}, {config.detector}"
-    own = scoring.judge(name, *scores, parts, config.horizon)
-    judged = [own, *(scoring.judge(other, *found, parts, config.horizon) for other, found in others.items())]
+    own = scoring.judge(name, scores, parts, config.horizon)
+    judged = [own, *(scoring.judge(other, found, parts, config.horizon) for other, found in others.items())]
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder.path / WEIGHTS)
     about = {"threshold": own["threshold"], "normalizer": parts.normalizer.to_dict()}
     results.write_atomically(folder.path / DETECTOR, json.dumps(about, indent=2))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from trainyard_shared.datasets.cmapss import Fleet
 
+from fairscale_turbofan_anomaly.data import Parts
+
 Scores = NDArray[np.float64]
 NUM_THRESHOLDS = 1000
 
@@ -126,17 +128,16 @@ def last_rows(fleet: Fleet) -> NDArray[np.int64]:
     return fleet.offsets[1:] - 1
 
 
-def judge(name: str, val: Scores, test: Scores, stopped: Scores, parts: Any, horizon: int) -> dict[str, Any]:
+def judge(name: str, scores: list[Scores], parts: Parts, horizon: int) -> dict[str, Any]:
     """Set the threshold on validation engines and return all figures on the others.
 
     Args:
         name: of the detector or baseline.
-        val: (R,) scores of the validation engines.
-        test: (R,) of engines kept for the test, which run to failure.
-        stopped: (R,) of NASA's test engines.
+        scores: (R,) each, of the validation engines, those kept for the test, and those of the test file.
         parts: the engines.
         horizon: cycles.
     """
+    val, test, stopped = scores
     threshold = best_threshold(val, parts.val.labels(horizon))
     rows = last_rows(parts.stopped.fleet)
     stopped_labels = parts.stopped.labels(horizon)

@@ -45,12 +45,12 @@ class Oss:
 
     def optimizer_state(self) -> State | None:
         """Collect the shares on rank 0, which gets the whole state, one process after the other."""
-        self.optimizer.consolidate_state_dict(recipient_rank=0)  # type: ignore[attr-defined]
+        self.optimizer.consolidate_state_dict(recipient_rank=0)
         return self.optimizer.state_dict() if dist.get_rank() == 0 else None
 
     def own_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that holds this process's share of the state."""
-        return self.optimizer.optim  # type: ignore[attr-defined]
+        return self.optimizer.optim
 
     def held_bytes(self) -> dict[str, int]:
         """Measure the bytes of parameters, gradients and optimizer state on this process."""
@@ -64,7 +64,7 @@ class Oss:
     def predicted_bytes(self) -> dict[str, int]:
         """Predict the same from what FairScale says of who owns which parameter."""
         whole = list(self.parallel.parameters())
-        own = [p for group in self.optimizer.partition_parameters()[dist.get_rank()] for p in group["params"]]  # type: ignore[attr-defined]
+        own = [p for group in self.optimizer.partition_parameters()[dist.get_rank()] for p in group["params"]]
         return {"parameters": _bytes(whole), "gradients": _bytes(own), "optimizer": _adamw_bytes(own)}
 
 
@@ -102,12 +102,12 @@ class ZeroRedundancy(Ddp):
 
     def optimizer_state(self) -> State | None:
         """Collect the shares on rank 0."""
-        self.optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
+        self.optimizer.consolidate_state_dict(to=0)
         return self.optimizer.state_dict() if dist.get_rank() == 0 else None
 
     def own_optimizer(self) -> torch.optim.Optimizer:
         """The part that belongs to this process."""
-        return self.optimizer.optim  # type: ignore[attr-defined]
+        return self.optimizer.optim
 
     def predicted_bytes(self) -> dict[str, int]:
         """An even share of the moments: PyTorch does not say beforehand who gets which parameter."""

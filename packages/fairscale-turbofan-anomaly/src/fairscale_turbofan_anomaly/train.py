@@ -144,7 +144,7 @@ class Run:
                 last = micro_step == accumulate - 1
                 # [fairscale] ShardedDataParallel reduces gradients in place and frees those of other processes'
                 # parameters: without no_sync, the next micro-batch would be added to a sum that is reduced already.
-                with contextlib.nullcontext() if last else sharded.parallel.no_sync():  # type: ignore[operator]
+                with contextlib.nullcontext() if last else sharded.parallel.no_sync():
                     windows = self.parts.train.take(rows).to(self.device)
                     loss = self.loss(sharded.parallel(windows), windows, self.labels[rows].to(self.device))
                     # [fairscale] Here each segment runs forward once more. The mean over the micro-batches, so that
@@ -204,7 +204,7 @@ class Run:
     def weights(self) -> dict[str, torch.Tensor]:
         """Return copies of all weights on the CPU, which all processes hold alike."""
         model = self.sharded.parallel.module
-        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}  # type: ignore[union-attr, operator]
+        return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
     # ------------------------------------------------------------------------------------------ checkpoints and resume
 
@@ -238,7 +238,7 @@ class Run:
         facts = manifest(answer[0])
         # weights_only: a checkpoint is data, and must not be able to run code.
         state = torch.load(answer[0] / "state.pt", map_location=self.device, weights_only=True)
-        self.sharded.parallel.module.load_state_dict(state["model"])  # type: ignore[union-attr, operator]
+        self.sharded.parallel.module.load_state_dict(state["model"])
         self.sharded.optimizer.load_state_dict(state["optimizer"])  # [fairscale] each process keeps its share
         for group in self.sharded.optimizer.param_groups:
             # The moments come from the checkpoint, settings from the config, which flags may have changed.
