@@ -71,7 +71,7 @@ def test_constant_sensors_are_dropped_and_conditions_normalised_apart() -> None:
     assert len(normalizer.centres) == 6
     assert set(normalizer.kept.tolist()) == set(range(21)) - {0, 4, 9, 15, 17, 18}
     condition = data._nearest(parts.train.fleet.settings, normalizer.centres, normalizer.scale)
-    altitude = parts.train.fleet.settings[:, 0].round(-1)
+    altitude = parts.train.fleet.settings[:, 0].round()
     for k in range(6):
         values = parts.train.values[torch.from_numpy(condition == k)]
         assert len(np.unique(altitude[condition == k])) == 1, "a flight condition is one altitude"

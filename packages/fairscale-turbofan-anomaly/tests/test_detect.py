@@ -7,7 +7,8 @@ import pytest
 from trainyard_shared.datasets.cmapss import COLUMN_NAMES, make_sample
 from trainyard_shared.testing import run, run_folder, script
 
-TINY = ["--num-sample-engines", "10", "--epochs", "3", "--window", "20", "--hidden-size", "16", "--nproc", "1"]
+TINY = ["--num-sample-engines", "10", "--epochs", "3", "--window", "20", "--hidden-size", "16"]
+TINY += ["--nproc", "1", "--num-threads", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from trainyard_shared.results import read_json
 from trainyard_shared.testing import run, run_folder, script
 
 TINY = ["--epochs", "1", "--window", "10", "--hidden-size", "8", "--num-layers", "1", "--log-every", "1"]
-TINY += ["--micro-batch-size", "64", "--nproc", "1"]
+TINY += ["--micro-batch-size", "64", "--nproc", "1", "--num-threads", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +19,9 @@ from trainyard_shared.plotting import (
     _picture,
     _plain,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def scores_over_life(
@@ -47,8 +51,12 @@ def scores_over_life(
         raise ValueError("there is no machine to draw")
     num_rows = -(-len(scores) // 2)
     with _picture(path, WIDTH, 0.5 + 1.55 * num_rows, title, subtitle, note) as figure:
-        panels = figure.subplots(num_rows, 2, sharey=True, squeeze=False)
-        for axes, (name, values) in zip(panels.flat, scores.items(), strict=False):
+        # The legend has a row of its own: within a panel it would hide a curve.
+        grid = figure.add_gridspec(num_rows + 1, 2, height_ratios=[0.2] + [1.0] * num_rows)
+        first: Axes | None = None
+        for place, (name, values) in enumerate(scores.items()):
+            axes = figure.add_subplot(grid[1 + place // 2, place % 2], sharey=first)
+            first = first or axes
             line = np.asarray(values, dtype=np.float64)
             cycles = np.arange(1, len(line) + 1)
             axes.plot(cycles, line, color=BLUE, linewidth=1.4, label="score")
@@ -56,19 +64,19 @@ def scores_over_life(
             alarms = line > threshold
             axes.scatter(cycles[alarms], line[alarms], s=9, color=ORANGE, zorder=3, label="alarm")
             if horizon is not None:
-                axes.axvspan(
-                    len(line) - horizon, len(line), color=VERMILLION, alpha=0.13, linewidth=0, label="about to fail"
-                )
-                axes.axvline(len(line), color=VERMILLION, linewidth=2, label="failure")
+                end = len(line)
+                axes.axvspan(end - horizon, end, color=VERMILLION, alpha=0.13, linewidth=0, label="about to fail")
+                axes.axvline(end, color=VERMILLION, linewidth=2, label="failure")
             if log_scale:
                 axes.set_yscale("log")
             axes.set_title(_plain(name), fontsize=9.5, loc="left")
             axes.tick_params(labelsize=8.5)
-        for axes in panels.flat[len(scores) :]:
-            axes.set_axis_off()
-        figure.supxlabel("cycle", fontsize=10)
-        handles, labels = panels.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=5, fontsize=9)
+            if place >= len(scores) - 2:
+                axes.set_xlabel("cycle")
+        assert first is not None
+        legend = figure.add_subplot(grid[0, :])
+        legend.set_axis_off()
+        legend.legend(*first.get_legend_handles_labels(), loc="center left", ncols=5, fontsize=9, borderaxespad=0)
     return path
 
 
@@ -106,7 +114,7 @@ def lead_times(
             axes.bar(-step, missed, width=0.9 * step, color=VERMILLION, label=f"{missed} failed without an alarm")
         axes.axvline(horizon, color=GREY, linestyle="--", label=f"wanted: {horizon} cycles")
         if len(warned):
-            axes.axvline(np.median(warned), color=BLUE, label=f"median: {np.median(warned):.0f} cycles")
+            axes.axvline(np.median(warned), color=BLUE, label=f"median: {np.median(warned):g} cycles")
         axes.set_xlabel("cycles from alarm to failure")
         axes.set_ylabel("engines")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -148,7 +156,7 @@ def precision_recall(
         axes.set_ylim(-1, 103)
         axes.set_xlabel("recall (%)")
         axes.set_ylabel("precision (%)")
-        axes.legend(loc="lower left", fontsize=9)
+        axes.legend(loc="center left", fontsize=9)
     return path
 
 

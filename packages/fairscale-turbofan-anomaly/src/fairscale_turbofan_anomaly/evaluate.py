@@ -204,7 +204,7 @@ def tables(judged: list[dict[str, Any]], config: TrainConfig) -> list[dict[str, 
                 leads = np.array(one["lead_times"])
                 warned = leads[~np.isnan(leads)]
                 rows[-1] += [
-                    f"{np.median(warned):.0f} cycles" if len(warned) else "–",
+                    f"{np.median(warned):g} cycles" if len(warned) else "–",
                     f"{one['missed_engines']} of {len(leads)}",
                     f"{one['false_alarms_per_engine']:.2f}",
                 ]
