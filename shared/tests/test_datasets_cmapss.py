@@ -295,3 +295,30 @@ def test_real_engines_in_six_conditions_are_read(real, subset, sizes):
     assert (len(data.train.units), len(data.test.units)) == sizes
     assert len(np.unique(np.rint(data.train.settings[:, [0, 2]]), axis=0)) == 6
     assert "not the original files (checksums differ)" in data.source
+
+
+def test_engines_from_a_csv_file(folder, tmp_path):
+    original = read_engines(folder / "test_FD001.txt")
+    lines = [",".join(line.split()) for line in (folder / "test_FD001.txt").read_text().splitlines()]
+    for header in ([], [",".join(cmapss.COLUMN_NAMES)]):
+        path = tmp_path / "engines.csv"
+        path.write_text("\n".join([*header, *lines]) + "\n")
+        fleet = read_engines(path)
+        np.testing.assert_array_equal(fleet.sensors, original.sensors)
+        np.testing.assert_array_equal(fleet.offsets, original.offsets)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (",".join(cmapss.COLUMN_NAMES) + "\n", "holds no row of measurements"),
+        (",".join(["1"] * 25) + "\n", "line 1: 25 columns, expected 26.* separated by commas"),
+        (",".join(["1", "1", "", *["1.5"] * 23]) + "\n", r"line 1: setting 1 \(column 3\) is ''"),
+        (row(1, 1) + "\n", "line 1: 1 columns, expected 26"),
+    ],
+)
+def test_csv_files_of_another_form(tmp_path, content, words):
+    path = tmp_path / "engines.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=words):
+        read_engines(path)

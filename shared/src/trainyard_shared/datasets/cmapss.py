@@ -149,7 +149,8 @@ def load_cmapss(subset: Subset, folder: Path | None = None, *, offline: bool = F
 def read_engines(path: Path, remaining_path: Path | None = None) -> Fleet:
     """Read a file in the form of `test_FD001.txt`, and the cycles its engines have left if `remaining_path` is given.
 
-    An engine's rows stand together, and its cycles are numbered 1, 2, 3, ...
+    An engine's rows stand together, and its cycles are numbered 1, 2, 3, ... In a file whose name ends in `.csv` the
+    same columns are separated by commas; its first line may name them.
 
     Raises:
         DataError: names the file, the line and the column that are wrong.
@@ -253,13 +254,19 @@ def _read(subset: Subset, folder: Path) -> EngineDataset:
 def _read_table(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return the numbers of the engines (E,), where each begins (E + 1,), and the whole table (R, 26)."""
     # Lines without a number, such as a last empty one, are passed over; `lines` are the numbers of the others.
-    rows = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
-    rows = [(number, words) for number, words in rows if words]
+    is_csv = path.suffix.lower() == ".csv"
+    numbered = enumerate(read_text(path).splitlines(), start=1)
+    rows = [(number, line.split("," if is_csv else None)) for number, line in numbered if line.strip()]
+    if is_csv and rows and np.isnan([_number(word) for word in rows[0][1]]).all():
+        del rows[0]  # the names of the columns
+    if not rows:
+        raise DataError(f"{path} holds no row of measurements.")
     for number, words in rows:
         if len(words) != NUM_COLUMNS:
             raise DataError(
                 f"{path}, line {number}: {len(words)} columns, expected {NUM_COLUMNS}: unit, cycle, {NUM_SETTINGS} "
-                f"settings and {NUM_SENSORS} sensors, separated by spaces, without a header."
+                f"settings and {NUM_SENSORS} sensors, separated by "
+                + ("commas." if is_csv else "spaces, without a header.")
             )
     lines = np.array([number for number, _ in rows])
     table = _to_numbers(path, lines, [words for _, words in rows])

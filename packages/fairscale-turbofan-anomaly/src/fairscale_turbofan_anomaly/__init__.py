@@ -1,0 +1,1 @@
+"""Failing turbofan engines found by recurrent networks and transformers, with FairScale checkpointing."""
