@@ -6,6 +6,7 @@ Starting processes costs more than these trainings, so all cases of a group size
 """
 
 import contextlib
+import copy
 import json
 import sys
 import time
@@ -85,7 +86,7 @@ def make_fault(fault: str | None, run: Run) -> None:
 def watch_gain(run: Run) -> list[dict[str, float]]:
     """Record, at each step of AdaScale, its estimates and what its definition gives from single gradients.
 
-    The gradient of each micro-batch of each process is taken by itself, from a copy of the model, on rank 0's order.
+    The gradient of each micro-batch of each process is taken by itself, on every process, from a copy of the model.
     """
     found: list[dict[str, float]] = []
     clip, share = run.sharded.clip_grad_norm, run.order.batches.share
@@ -96,7 +97,7 @@ def watch_gain(run: Run) -> list[dict[str, float]]:
         return share(step)
 
     def clip_and_record(max_norm: float) -> None:
-        model = run.sharded.whole()
+        model = copy.deepcopy(run.sharded.whole())  # AdaScale's hooks are on the parameters of the other one
         gradients, total = [], run.order.num_tokens(step_blocks[0])
         num = run.world_size * run.config.gradient_accumulation_steps
         for rank in range(run.world_size):

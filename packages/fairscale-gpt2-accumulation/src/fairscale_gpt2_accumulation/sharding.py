@@ -193,12 +193,33 @@ class FairScaleFsdp(Sharding):
         self.parallel.load_state_dict(weights)
 
     def optimizer_state(self) -> State | None:
-        """Gather all slices on rank 0."""
-        return self.parallel.gather_full_optim_state_dict(self.optimizer)
+        """Put together the slices of each flat parameter on rank 0, one behind the other.
+
+        FairScale's `gather_full_optim_state_dict` has the faults of its OSS on a CPU: see `Sharding.optimizer_state`.
+        """
+        own = [self.optimizer.state[p] for p in self._slices()]
+        parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(own, parts, dst=0)
+        if parts is None:
+            return None
+        return {
+            str(i): {
+                key: torch.cat([part[i][key] for part in parts]) if value.ndim else value for key, value in first.items()
+            }
+            for i, first in enumerate(own)
+        }
 
     def load_optimizer_state(self, state: State) -> None:
-        """Keep this process's slices."""
-        self.optimizer.load_state_dict(self.parallel.get_shard_from_optim_state_dict(state))
+        """Keep this process's slices; the last one is filled up, by as much as the number of processes asks for."""
+        for i, parameter in enumerate(self._slices()):
+            numel = parameter._orig_size.numel()
+            self.optimizer.state[parameter] = {
+                key: self.parallel._get_shard(value[:numel])[0] if value.ndim else value.clone()
+                for key, value in state[str(i)].items()
+            }
+
+    def _slices(self) -> list[nn.Parameter]:
+        return self.optimizer.param_groups[0]["params"]
 
 
 class Ddp(Sharding):
