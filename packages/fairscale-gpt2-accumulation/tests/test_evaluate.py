@@ -150,7 +150,9 @@ def test_top_p_and_temperature_narrow_the_choice(model: LanguageModel) -> None:
 def test_a_prompt_longer_than_the_context_is_refused(model: LanguageModel) -> None:
     prompts = torch.ones(1, 10, dtype=torch.int64)
     assert continuations(model, prompts, 2, temperature=0.0).shape == (1, 2)
-    with pytest.raises(UsageError, match="the prompt has 10 tokens and 3 are to follow, but this model sees at most 12"):
+    with pytest.raises(
+        UsageError, match="the prompt has 10 tokens and 3 are to follow, but this model sees at most 12"
+    ):
         continuations(model, prompts, 3, temperature=0.0)
 
 

@@ -77,7 +77,11 @@ def compare(config: CompareConfig) -> None:
     first = outcomes[0].summary
     note = "generated sample data" if first["data"]["kind"] == "sample" else ""
     plots = folder / "plots"
-    drawn = (("activation_bytes", "Activations"), ("tokens_per_second", "Throughput"), ("test_perplexity", "Perplexity"))
+    drawn = (
+        ("activation_bytes", "Activations"),
+        ("tokens_per_second", "Throughput"),
+        ("test_perplexity", "Perplexity"),
+    )
     for metric, title in drawn:
         unit = METRICS[metric]["unit"]
         if config.what == "grid":
@@ -182,8 +186,8 @@ def conclusions(rows: list[dict[str, Any]], what: str) -> list[str]:
         fastest = max(rows, key=lambda row: mean(row, "tokens_per_second"))
         return [
             "Activations grow with the micro-batch and not with the accumulation steps.",
-            f"Lowest perplexity: {best['variant']} (micro-batch x accumulation); one seed, and cells with larger batches "
-            "make fewer steps at the same learning rate.",
+            f"Lowest perplexity: {best['variant']} (micro-batch x accumulation); one seed, and cells with larger "
+            "batches make fewer steps at the same learning rate.",
             f"Most tokens/s: {fastest['variant']}.",
         ]
     sentences = []

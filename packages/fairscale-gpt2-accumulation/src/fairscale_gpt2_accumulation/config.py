@@ -120,7 +120,7 @@ class TrainConfig(RunConfig):
             raise ValueError("--temperatures: at least one is wanted")
         if self.adascale and self.sharding != "ddp":
             raise ValueError(
-                f"--adascale goes with --sharding ddp, not {self.sharding}: it looks at whole gradients on every process"
+                f"--adascale goes with --sharding ddp, not {self.sharding}: it looks at whole gradients on each process"
             )
 
 

@@ -63,7 +63,9 @@ def split(dataset: TextDataset, config: TrainConfig) -> Texts:
     # Always the same ones, whatever the seed of the run.
     order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(0)).tolist()
     held_out = set(order[: config.num_val_articles])
-    train, val = ("".join(part for i, part in enumerate(parts) if (i in held_out) is is_val) for is_val in (False, True))
+    train, val = (
+        "".join(part for i, part in enumerate(parts) if (i in held_out) is is_val) for is_val in (False, True)
+    )
     return Texts(train, val, test)
 
 

@@ -204,7 +204,8 @@ class FairScaleFsdp(Sharding):
             return None
         return {
             str(i): {
-                key: torch.cat([part[i][key] for part in parts]) if value.ndim else value for key, value in first.items()
+                key: torch.cat([part[i][key] for part in parts]) if value.ndim else value
+                for key, value in first.items()
             }
             for i, first in enumerate(own)
         }
