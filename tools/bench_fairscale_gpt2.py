@@ -73,8 +73,7 @@ def work(options: argparse.Namespace) -> None:
     loops: dict[tuple[str, int], Sharding] = {}
     for accumulate in options.accumulation:
         for way in WAYS:
-            config = TrainConfig(sharding=way)
-            loops[way, accumulate] = WAYS[way](copy.deepcopy(model), config, torch.device("cpu"))
+            loops[way, accumulate] = WAYS[way](copy.deepcopy(model), TrainConfig(), torch.device("cpu"))
         config = TrainConfig(sharding="ddp", adascale=True, gradient_accumulation_steps=accumulate)
         loops["ddp + AdaScale", accumulate] = WAYS["ddp"](copy.deepcopy(model), config, torch.device("cpu"))
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in loops}
