@@ -1,5 +1,6 @@
 """Pictures for image classification with many classes, in the style of `plotting.py`."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ EXAMPLES_OF_A_CLASS = 4
 def confusion_in_groups(
     matrix: ArrayLike,
     class_names: Sequence[str],
-    group_of_class: Sequence[int],
+    group_of_class: ArrayLike,
     group_names: Sequence[str],
     path: Path,
     title: str = "Confusion matrix",
@@ -52,7 +53,7 @@ def confusion_in_groups(
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axes.set_yticks(range(len(names)), names, fontsize=6)
         axes.tick_params(length=1.5)
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in itertools.pairwise(bounds.tolist()):
             frame = Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, color=VERMILLION)
             axes.add_patch(frame)
             # Beside the frame, on the side where there is room.
@@ -65,6 +66,7 @@ def confusion_in_groups(
                 va="center",
                 fontsize=7,
                 color=INK,
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
             )
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
@@ -144,7 +146,7 @@ def confused_classes(
     worst = np.argsort(-counts, kind="stable")[:num_pairs]
     subtitle = subtitle or "left: taken for the other class, most confident first; right: images that are of that class"
     columns = 2 * EXAMPLES_OF_A_CLASS + 1
-    with _picture(path, WIDTH, 0.92 * len(worst), title, subtitle, note) as figure:
+    with _picture(path, WIDTH, 0.7 * len(worst), title, subtitle, note) as figure:
         grid = figure.subplots(len(worst), columns + 1, squeeze=False, width_ratios=[3.2, *[1] * columns])
         for axes in grid.flat:
             axes.set_axis_off()

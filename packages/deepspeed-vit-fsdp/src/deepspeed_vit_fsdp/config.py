@@ -23,7 +23,7 @@ class TrainConfig(RunConfig):
     """Train a vision transformer on CIFAR-100 with DeepSpeed."""
 
     data: Literal["sample", "real", "folder"] = "sample"  # type: ignore[assignment]
-    """sample: pictures generated on the spot; real: CIFAR-100; folder: images in --data-dir, a subfolder for each class"""
+    """sample: generated pictures; real: CIFAR-100; folder: images in --data-dir, a subfolder for each class"""
     num_sample_images: Annotated[int, Field(ge=200)] = 10_000
     """size of the generated training set; its test set has a fifth of that (data: sample)"""
     folder_image_size: Annotated[int, Field(ge=8)] = 224
@@ -40,7 +40,7 @@ class TrainConfig(RunConfig):
     num_layers: PositiveInt = 4
     """transformer layers of tiny"""
     initialization: Literal["mimetic", "standard"] = "mimetic"
-    """of tiny. mimetic: positions of sines, attention that begins as in trained models; standard: small random numbers"""
+    """of tiny. mimetic: sines as positions, attention begins as in trained models; standard: small random numbers"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """probability with which units are dropped"""
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainyard_shared.tensors.memory import optimizer_tensors, tensor_bytes
 
 from deepspeed_vit_fsdp.config import TrainConfig
-from deepspeed_vit_fsdp.model import layers_of
+from deepspeed_vit_fsdp.model import layers_of, parameter_groups
 
 STATE = "state.pt"
 
@@ -28,17 +28,16 @@ class PyTorchEngine:
 
     Args:
         module: the model, on `device`.
-        groups: its parameters, for the optimizer.
         config: precision, accumulation, clipping.
         device: of this process.
     """
 
-    def __init__(
-        self, module: Any, groups: list[dict[str, Any]], config: TrainConfig, device: torch.device
-    ) -> None:
+    def __init__(self, module: Any, config: TrainConfig, device: torch.device) -> None:
         self.module, self.config, self.device = module, config, device
         self.micro_steps = 0
         self.parallel = self.wrap()
+        # After wrapping, which in FSDP2 puts other tensors in the place of the parameters.
+        groups = parameter_groups(module, config.weight_decay, config.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
 
     def wrap(self) -> Any:

@@ -84,9 +84,7 @@ class Teacher:
             raise DataError(
                 f"error: --teacher {path}: it has {self.module.config.num_labels} classes, the data {num_classes}"
             )
-        self.preparation = data.Preparation.of_processor(
-            model.processor_of(str(folder)), self.module.config.image_size
-        )
+        self.preparation = data.Preparation.of_processor(model.processor_of(str(folder)), self.module.config.image_size)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prepared_by: data.Preparation) -> Tensor:
@@ -129,7 +127,10 @@ def test_and_report(
     found = calibration(confidences, predictions == labels)
     confusion = metrics.confusion_matrix(labels, predictions, len(dataset.class_names))
     np.savez_compressed(
-        folder.path / PREDICTIONS, labels=labels, predictions=predictions, probabilities=probabilities.astype(np.float16)
+        folder.path / PREDICTIONS,
+        labels=labels,
+        predictions=predictions,
+        probabilities=probabilities.astype(np.float16),
     )
     summary |= measured(scores, labels, predictions, found, dataset, config)
     draw(dataset, labels, predictions, confidences, confusion, found, folder)
@@ -298,7 +299,7 @@ def tables(confusion: np.ndarray, dataset: ImageDataset) -> list[dict[str, Any]]
     return found
 
 
-def _share(part: int, total: int) -> str:
+def _share(part: Any, total: Any) -> str:
     return f"{100 * part / total:.1f} %" if total else "–"
 
 

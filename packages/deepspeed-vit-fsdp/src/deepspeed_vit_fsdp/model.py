@@ -14,18 +14,35 @@ import torch
 import transformers
 from torch import nn
 from trainyard_shared.console import say
+from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.datasets.fetch import is_offline
 from trainyard_shared.errors import DataError, UsageError
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 from transformers.image_processing_base import ImageProcessingMixin
 
 from deepspeed_vit_fsdp.config import TrainConfig
+from deepspeed_vit_fsdp.data import Preparation
 
 HEAD_WIDTH = 32
 
 # Its bars and reports speak of what is normal here: a new head on an old encoder.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def settings_and_preparation(config: TrainConfig, dataset: ImageDataset) -> tuple[Any, Preparation]:
+    """Return the settings of the model that `config` names, and what it wants done to its images.
+
+    Raises:
+        DataError: a pretrained model cannot be had, or is no vision transformer.
+        UsageError: `tiny` cannot cut these images into its patches.
+    """
+    if config.model != "tiny":
+        settings = pretrained_settings(config.model, dataset.class_names, config.dropout)
+        return settings, Preparation.of_processor(processor_of(config.model), settings.image_size)
+    side = dataset.train_images.shape[-1]
+    colours: dict[str, Any] = {} if config.data != "folder" else {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return tiny_settings(config, side, dataset.class_names), Preparation(side, **colours)
 
 
 def tiny_settings(config: TrainConfig, image_size: int, class_names: Sequence[str]) -> ViTConfig:

@@ -69,9 +69,7 @@ def state_bytes(num_parameters: int, strategy: Strategy, world_size: int, precis
         return predicted_bytes(num_parameters, strategy.stage, world_size, kind)
     # PyTorch keeps parameters and gradients in fp32, and no copy.
     whole = {"parameters": 4 * num_parameters, "gradients": 4 * num_parameters, "optimizer": 8 * num_parameters}
-    return {
-        name: -(-size // world_size) if name in SHARDED[strategy.stage] else size for name, size in whole.items()
-    }
+    return {name: -(-size // world_size) if name in SHARDED[strategy.stage] else size for name, size in whole.items()}
 
 
 def activation_bytes(
@@ -127,7 +125,7 @@ def use_checkpointing(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def transient_bytes(settings: Any, num_parameters: int, strategy: Strategy, precision: str) -> int:
+def transient_bytes(settings: Any, strategy: Strategy, precision: str) -> int:
     """Predict the bytes that are there for a moment: what ZeRO-3 and FSDP2 gather around the layer that computes."""
     if strategy.stage < 3:
         return 0

@@ -5,7 +5,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
     start                DeepSpeed joins the processes; on a CPU it has to be kept from compiling extensions
     complete             its JSON config, of which the project's config fills in what says "auto"
     from_pretrained      under ZeRO-3 each tensor of a pretrained model is shared out as soon as it is read
-    initialize           from here on the engine holds the model, the optimizer and the gradients, each process its share
+    initialize           from here on the engine holds model, optimizer and gradients, each process its share
     engine(...)          ZeRO-3 gathers each layer's parameters before it computes and lets them go after
     engine.backward      divides by the accumulation steps; gradients are reduced to the process that owns them
     engine.step          counts micro-batches by itself and makes an optimizer step after the last
@@ -166,9 +166,7 @@ class Run:
 
         num_images, num_classes = len(dataset.train_images), len(dataset.class_names)
         if config.num_val >= num_images:
-            raise UsageError(
-                f"error: num_val: {config.num_val} is not allowed: there are {num_images} training images"
-            )
+            raise UsageError(f"error: num_val: {config.num_val} is not allowed: there are {num_images} training images")
         images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
         train_index, val_index = split(num_images, config.num_val)
         self.val = (images[val_index], labels[val_index])
@@ -217,20 +215,13 @@ class Run:
 
     def make_model(self) -> None:
         """Make the model to train, and `whole`, a plain module of the same form for validation and the end."""
-        config, names = self.config, self.dataset.class_names
+        config = self.config
+        settings, self.preparation = model.settings_and_preparation(config, self.dataset)
         if config.model == "tiny":
-            side = self.dataset.train_images.shape[-1]
-            mean_std: dict[str, Any] = {}
-            if config.data == "folder":  # not CIFAR's colours
-                mean_std = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-            self.preparation = data.Preparation(side, **mean_std)
             # Every process draws the same weights; they are small, and shared out by `initialize`.
-            self.model = model.make_tiny(model.tiny_settings(config, side, names), config.initialization)
+            self.model = model.make_tiny(settings, config.initialization)
         else:
-            wanted = model.pretrained_settings(config.model, names, config.dropout)
-            processor = model.processor_of(config.model)
-            self.preparation = data.Preparation.of_processor(processor, wanted.image_size)
-            self.model, fresh = self.load_pretrained(wanted)
+            self.model, fresh = self.load_pretrained(settings)
             if fresh:
                 self.notes.append(f"new weights on top of the pretrained ones: {', '.join(fresh)}")
         if config.activation_checkpointing:
@@ -265,11 +256,9 @@ class Run:
     def make_engine(self, checkpoint: Path | None) -> None:
         """Wrap the model in the engine that trains it."""
         config = self.config
-        groups = model.parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        self.lr_scales = [group.pop("lr_scale") for group in groups]
         if config.engine != "deepspeed":
             engine_class = {"ddp": engines.DDPEngine, "fsdp2": engines.FSDP2Engine}[config.engine]
-            self.engine: Any = engine_class(self.model.to(self.device), groups, config, self.device)
+            self.engine: Any = engine_class(self.model.to(self.device), config, self.device)
             return
         import deepspeed
 
@@ -277,6 +266,7 @@ class Run:
         if checkpoint is not None and manifest(checkpoint)["world_size"] != self.world_size:
             settings["checkpoint"] = {"load_universal": True}
         # [deepspeed] The engine owns everything from here on: optimizer, clipping, accumulation, 16 bits, sharding.
+        groups = model.parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.engine, *_ = deepspeed.initialize(model=self.model, model_parameters=groups, config=settings)
 
     # ------------------------------------------------------------------------------------------------ the loop itself
@@ -290,8 +280,8 @@ class Run:
         since, images_since = time.perf_counter(), 0
         for _ in range(self.order.num_global_batches(self.used)):
             factor = schedule((self.used_before_epoch() + self.used) / self.total_images, config.warmup_fraction)
-            for group, scale in zip(engine.optimizer.param_groups, self.lr_scales, strict=True):
-                group["lr"] = config.learning_rate * factor * scale
+            for group in engine.optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor * group["lr_scale"]
 
             counter = CommunicationCounter() if config.count_communication and self.step == 2 else None
             if counter:
@@ -370,9 +360,7 @@ class Run:
         patience = self.config.early_stopping_epochs
         stop = bool(patience and self.config.num_val and self.epoch - self.best["epoch"] >= patience)
         if stop:
-            self.warn(
-                f"stopped early after epoch {self.epoch}: no better validation accuracy for {patience} epochs"
-            )
+            self.warn(f"stopped early after epoch {self.epoch}: no better validation accuracy for {patience} epochs")
         return stop
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
@@ -425,8 +413,9 @@ class Run:
         facts = manifest(checkpoint)
         if (facts["engine"], facts["stage"]) != (self.config.engine, self.strategy.stage):
             raise UsageError(
-                f"error: --resume: the checkpoint is one of engine {facts['engine']}, stage {facts['stage']}, and holds "
-                f"its state in another form than {self.config.engine}, stage {self.strategy.stage}; continue as it began"
+                f"error: --resume: the checkpoint is one of engine {facts['engine']}, stage {facts['stage']}, and "
+                f"holds its state in another form than {self.config.engine}, stage {self.strategy.stage}; continue as "
+                "it began"
             )
         if self.config.engine != "deepspeed":
             self.engine.load_checkpoint(checkpoint)
@@ -667,7 +656,11 @@ def convert_to_universal(folder: Path, to: Path, stage: int) -> None:
         strict=True,
         inject_missing_state=stage < 3,  # what the stages below 3 do not write, since Megatron would
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         ds_to_universal.main(arguments)
 
 

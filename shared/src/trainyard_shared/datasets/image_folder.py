@@ -1,7 +1,7 @@
 """A folder of images with one subfolder for each class, as `torchvision.datasets.ImageFolder` takes it.
 
-    folder/train/cat/1.png  folder/test/cat/9.png     with a test set of its own
-    folder/cat/1.png                                  without: every fifth image of a class, by name, is for testing
+Either `folder/train/cat/1.png` and `folder/test/cat/9.png`, with a test set of its own, or `folder/cat/1.png`: then
+every fifth image of a class, by name, is for testing.
 """
 
 import warnings
