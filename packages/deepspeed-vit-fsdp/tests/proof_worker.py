@@ -46,6 +46,7 @@ def main(folder: Path, cases: dict[str, Any]) -> None:
     start(CPU, 100.0)
     outcome = {}
     import time
+
     t = time.time()
     for name, case in cases.items():
         config = validate(TrainConfig, case["config"], source=name)

@@ -1,6 +1,10 @@
 """Models: mimetic initialisation, groups of parameters, what is said when there is no model to be had."""
 
+import hashlib
 import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from deepspeed_vit_fsdp import model
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.data import Preparation
 from trainyard_shared.errors import DataError
+from trainyard_shared.testing import run
 from transformers import BertConfig, ResNetConfig, ViTConfig
 
 NAMES = [f"class {i}" for i in range(5)]
@@ -90,11 +95,11 @@ def test_what_is_wrong_with_a_model_is_said(tmp_path: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(DataError, match="no weights in safetensors to be had in this folder"):
-        model.load_pretrained(str(folder), settings)
+        model.load_pretrained(str(folder), settings, 0)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(DataError, match="no weights in safetensors"):
-        model.load_pretrained(str(folder), settings)
+        model.load_pretrained(str(folder), settings, 0)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(DataError, match=r"preprocessor_config\.json"):
         model.processor_of(str(folder))
@@ -106,7 +111,7 @@ def test_weights_that_lack_parts_of_the_encoder_are_refused(tmp_path: Path) -> N
     model.save(tmp_path, made.config, weights, Preparation(32).processor())
     settings = model.pretrained_settings(str(tmp_path), NAMES, 0.0)
     with pytest.raises(DataError, match=r"its weights lack 16 tensors of the encoder, such as vit\.layers\.1"):
-        model.load_pretrained(str(tmp_path), settings)
+        model.load_pretrained(str(tmp_path), settings, 0)
 
 
 def test_an_unknown_name_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +129,48 @@ def test_sizes_of_plan_are_those_of_the_papers() -> None:
         settings = settings_of(PlanConfig(model=name, num_classes=1000))
         assert isinstance(settings, ViTConfig)
         assert count_parameters(settings) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_a_model_from_the_hub(tmp_path: Path) -> None:
+    """From a small server on this machine that answers as the Hub does, through HF_ENDPOINT."""
+    folder = saved(tmp_path / "served")
+
+    class Hub(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            file = folder / self.path.rpartition("/")[2].partition("?")[0]
+            found = self.path.startswith("/somebody/small-vit/resolve/main/") and file.is_file()
+            content = file.read_bytes() if found else b"{}"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", hashlib.sha256(content).hexdigest())
+            if not found:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    code = (
+        "from deepspeed_vit_fsdp import model\n"
+        "name = 'somebody/small-vit'\n"
+        "settings = model.pretrained_settings(name, ['a', 'b'], 0.0)\n"
+        "made, fresh = model.load_pretrained(name, settings, 0)\n"
+        "print(fresh, made.vit.layernorm.weight.numel(), model.processor_of(name)['size'])"
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        done = run([sys.executable, "-c", code], tmp_path, **environment)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.status == 0, done.stderr
+    assert "looking for somebody/small-vit in the cache of the Hugging Face Hub and on the Hub" in done.stdout
+    assert "['classifier.bias', 'classifier.weight'] 64 {'height': 32, 'width': 32}" in done.stdout

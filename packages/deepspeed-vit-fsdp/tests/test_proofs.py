@@ -95,7 +95,9 @@ def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str,
         for rank in range(world_size)
     ]
     try:
-        assert [process.wait(timeout=int(os.environ.get("PROOF_TIMEOUT", "165"))) for process in processes] == [0] * world_size
+        assert [process.wait(timeout=int(os.environ.get("PROOF_TIMEOUT", "165"))) for process in processes] == [
+            0
+        ] * world_size
     finally:
         for process in processes:
             process.kill()

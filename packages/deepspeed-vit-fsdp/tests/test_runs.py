@@ -5,12 +5,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import to_flags
 from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import run, run_folder, script
@@ -190,6 +192,28 @@ def test_resume_with_another_stage_is_refused(finished: Path, tmp_path: Path) ->
     done = run([script("train"), "--resume", str(folder), "--deepspeed", "zero1", "--epochs", "2"], tmp_path)
     assert done.status == 2
     assert "the checkpoint is one of engine deepspeed, stage 3" in done.stderr
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch evil",)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    newest = checkpoints.newest(print)
+    assert newest is not None
+    facts = {key: value for key, value in manifest(newest).items() if not key.startswith("sha256")}
+    with checkpoints.write(facts.pop("step") + 1, **facts) as forged:  # whose checksums are right
+        shutil.copytree(newest, forged, dirs_exist_ok=True)
+        (state,) = (forged / "state").glob("*optim_states.pt")
+        torch.save({"optimizer_state_dict": Evil()}, state)
+    done = run([script("train"), "--resume", str(folder), "--epochs", "2"], tmp_path)
+    assert done.status == 1
+    assert "holds something else than numbers" in done.stderr
+    assert not list(tmp_path.rglob("evil"))
 
 
 def test_the_deepspeed_launcher_starts_two_processes_without_a_gpu(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trainyard_shared.errors import DataError, UsageError
 from deepspeed_vit_fsdp import data, engines, model
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.evaluate import MODEL
-from deepspeed_vit_fsdp.train import BEST, TAG
+from deepspeed_vit_fsdp.train import BEST, TAG, read_as_data
 
 
 def export(run: Path, to: Path) -> None:
@@ -49,10 +49,11 @@ def weights_of(checkpoint: Path, facts: dict[str, Any]) -> dict[str, torch.Tenso
     """Put together the whole weights in fp32 from the shares that the processes have written."""
     if facts["engine"] != "deepspeed":
         return torch.load(checkpoint / engines.STATE, map_location="cpu", weights_only=True)["model"]
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if facts["stage"] == 0:  # nothing is shared out, and there is nothing to put together
-        state = torch.load(checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        state = torch.load(checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
         return {name: tensor.float() for name, tensor in state["module"].items()}
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
+    read_as_data()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)

@@ -24,6 +24,7 @@ from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.data import Preparation
 
 HEAD_WIDTH = 32
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 # Its bars and reports speak of what is normal here: a new head on an old encoder.
 transformers.logging.set_verbosity_error()
@@ -133,37 +134,56 @@ def pretrained_settings(name: str, class_names: Sequence[str], dropout: float) -
     for field in ("patch_size", "image_size", "num_hidden_layers"):
         if not isinstance(getattr(settings, field, None), int):
             raise DataError(f"error: --model {name}: a {settings.model_type} without {field} is no vision transformer")
-    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+    for field in _DROPOUTS:
         if hasattr(settings, field):
             setattr(settings, field, dropout)
     return settings
 
 
-def load_pretrained(name: str, settings: Any) -> tuple[Any, list[str]]:
+def load_pretrained(name: str, settings: Any, seed: int) -> tuple[Any, list[str]]:
     """Return the model with its pretrained weights, and the names of those that are new: the head's.
+
+    The weights are read with the head they come with, which is then replaced. To let transformers drop a head of another
+    size itself (`ignore_mismatched_sizes`) does not work under ZeRO-3, where only rank 0 would notice.
+
+    Args:
+        name: on the Hub, or a folder.
+        settings: of `pretrained_settings`.
+        seed: of the new head, the same on every process.
 
     Raises:
         DataError: the weights cannot be had, or parts of the encoder are missing.
     """
     try:
+        as_it_comes = AutoConfig.from_pretrained(name, **_where(name))
+        for field in _DROPOUTS:
+            if hasattr(as_it_comes, field):
+                setattr(as_it_comes, field, getattr(settings, field))
         model, loaded = AutoModelForImageClassification.from_pretrained(
             name,
-            config=settings,
+            config=as_it_comes,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head for other classes than these is replaced
             output_loading_info=True,
             use_safetensors=True,  # never a pickle
             **_where(name),
         )
     except Exception as error:
         raise _cannot_have(name, "weights in safetensors", error) from error
-    fresh = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-    inside = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.")]
+    missing = loaded["missing_keys"]
+    inside = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if inside:
         raise DataError(
             f"error: --model {name}: its weights lack {len(inside)} tensors of the encoder, such as {min(inside)}"
         )
-    return model, sorted(fresh)
+    fresh = []
+    if missing or as_it_comes.num_labels != settings.num_labels:
+        head = nn.Linear(settings.hidden_size, settings.num_labels)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(head.weight, std=settings.initializer_range, generator=generator)
+        nn.init.zeros_(head.bias)
+        model.classifier, fresh = head, ["classifier.bias", "classifier.weight"]
+    model.config, model.num_labels = settings, settings.num_labels
+    return model, fresh
 
 
 def processor_of(name: str) -> dict[str, Any]:

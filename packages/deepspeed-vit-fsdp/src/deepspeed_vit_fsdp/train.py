@@ -17,6 +17,7 @@ import datetime
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import Parsed, preset_folder, to_yaml
 from trainyard_shared.datasets.cifar import ImageDataset
-from trainyard_shared.errors import TrainyardError, UsageError
+from trainyard_shared.errors import DataError, TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
 from trainyard_shared.tensors.checkpointing import newest_for_all, written_by_all
 from trainyard_shared.tensors.images import split
@@ -85,10 +86,25 @@ def start(device: torch.device, timeout_s: float) -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    read_as_data()
     # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
+
+
+def read_as_data() -> None:
+    """[deepspeed] Keep checkpoints from running code when they are read.
+
+    DeepSpeed reads its checkpoints as pickles, which may hold any code. This makes torch.load, whatever it is told,
+    accept numbers only, and the few classes that DeepSpeed puts between them.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.device) -> dict[str, Any]:
@@ -235,13 +251,13 @@ class Run:
     def load_pretrained(self, wanted: Any) -> tuple[Any, list[str]]:
         """Read a pretrained model; under ZeRO-3 no process ever holds the whole of it."""
         if self.strategy.stage < 3 or self.config.engine != "deepspeed":
-            return model.load_pretrained(self.config.model, wanted)
+            return model.load_pretrained(self.config.model, wanted, self.config.seed)
         from transformers.integrations import HfDeepSpeedConfig
 
         # [deepspeed] While this object lives, from_pretrained shares out each tensor as it reads it. A plain
         # deepspeed.zero.Init() around the model's class would be wrong: the library's initial weights go amiss there.
         alive = HfDeepSpeedConfig(self.settings_for(model.without_weights(wanted)))
-        loaded = model.load_pretrained(self.config.model, wanted)
+        loaded = model.load_pretrained(self.config.model, wanted, self.config.seed)
         del alive
         return loaded
 
@@ -417,12 +433,15 @@ class Run:
                 f"holds its state in another form than {self.config.engine}, stage {self.strategy.stage}; continue as "
                 "it began"
             )
-        if self.config.engine != "deepspeed":
-            self.engine.load_checkpoint(checkpoint)
-        elif facts["world_size"] == self.world_size:
-            self.engine.load_checkpoint(str(checkpoint), tag=TAG)
-        else:
-            self.load_universal(checkpoint)
+        try:
+            if self.config.engine != "deepspeed":
+                self.engine.load_checkpoint(checkpoint)
+            elif facts["world_size"] == self.world_size:
+                self.engine.load_checkpoint(str(checkpoint), tag=TAG)
+            else:
+                self.load_universal(checkpoint)
+        except pickle.UnpicklingError as error:
+            raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
         self.step, self.epoch, self.used, self.best = facts["step"], facts["epoch"], facts["used"], facts["best"]
         if self.rank == 0 and (checkpoint / BEST).is_file():
             self.best_weights = load_file(checkpoint / BEST)
