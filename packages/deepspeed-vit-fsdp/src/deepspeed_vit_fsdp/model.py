@@ -143,8 +143,8 @@ def pretrained_settings(name: str, class_names: Sequence[str], dropout: float) -
 def load_pretrained(name: str, settings: Any, seed: int) -> tuple[Any, list[str]]:
     """Return the model with its pretrained weights, and the names of those that are new: the head's.
 
-    The weights are read with the head they come with, which is then replaced. To let transformers drop a head of another
-    size itself (`ignore_mismatched_sizes`) does not work under ZeRO-3, where only rank 0 would notice.
+    The weights are read with the head they come with, which is then replaced. To let transformers drop a head of
+    another size itself (`ignore_mismatched_sizes`) does not work under ZeRO-3, where only rank 0 would notice.
 
     Args:
         name: on the Hub, or a folder.
