@@ -1,7 +1,7 @@
 """How fast `train` of deepspeed-vit-fsdp is: DeepSpeed beside plain PyTorch, and beside transformers.Trainer.
 
     uv run --package deepspeed-vit-fsdp python tools/bench_deepspeed_vit.py --data-dir DIR
-    ... --nproc 2 --rounds 5 --images 2048
+    ... --nproc 2 --rounds 5 --images 1024
 
 The same model, images, batch, threads and number of processes for all, in turn, several rounds, medians:
 
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--nproc", type=int, default=2)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2048, help="images in a round, of all processes")
+    parser.add_argument("--images", type=int, default=1024, help="images in a round, of all processes")
     parser.add_argument("--micro-batch-size", type=int, default=32)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -45,9 +45,6 @@ def main(folder: Path, cases: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     start(CPU, 100.0)
     outcome = {}
-    import time
-
-    t = time.time()
     for name, case in cases.items():
         config = validate(TrainConfig, case["config"], source=name)
         run_dir = folder / case["run_dir"]
@@ -65,15 +62,13 @@ def main(folder: Path, cases: dict[str, Any]) -> None:
             run.train_epoch(progress)
             run.epoch, run.used = run.epoch + 1, 0
         weights = run.gather_weights()
-        if dist.get_rank() == 0:
-            print(f"{name}: {time.time() - t:.1f}", flush=True)
-            t = time.time()
         outcome[name] = {
             "initial": {name: float(tensor.double().sum()) for name, tensor in initial.items()},
             "spread": {name: float(tensor.std()) for name, tensor in initial.items() if tensor.numel() > 1},
             "weights": {name: tensor.flatten().tolist() for name, tensor in weights.items()},
             "losses": {r["step"]: r["loss"] for r in read_records(run_dir)},
             "logits_before": before.tolist(),
+            "grad_norm": float(run.engine.get_global_grad_norm()) if config.engine == "deepspeed" else None,
             "bytes": {**run.held, "activations": run.measured_activations()},
             "predicted": run.predicted_bytes,
             "sent": run.communication,

@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trainyard_shared.tensors.zero import BYTES
+
+from deepspeed_vit_fsdp.planning import Strategy
 
 # What a process sends in a ring of N processes, as multiples of (N - 1) / N of the whole payload.
 SENT = {
@@ -56,16 +59,25 @@ class CommunicationCounter(TorchDispatchMode):
         return round(sum(SENT[name] * size for name, size in self.payload.items()) * (world_size - 1) / world_size)
 
 
-def predicted_bytes(parameter_bytes: int, stage: int, world_size: int) -> int:
+def predicted_bytes(num_parameters: int, strategy: Strategy, world_size: int, precision: str) -> int:
     """Predict what each process sends in a step without accumulation (Rajbhandari et al. 2020, section 7).
 
-    Without sharing out parameters, gradients are reduced and something is gathered, either the gradients (data
-    parallel) or the new parameters (ZeRO-1 and 2): twice the parameters. ZeRO-3 gathers them in the forward and again
-    in the backward pass: three times.
+    Plain data parallel reduces gradients and gathers the sums: twice the parameters. ZeRO-3 and FSDP2 reduce gradients
+    once to their owners, and gather parameters in the forward and again in the backward pass: three times. ZeRO-1 and 2
+    could do with twice, gradients to their owners and new parameters to all; DeepSpeed 0.19.8 reduces gradients to all
+    (`use_multi_rank_bucket_allreduce`, its default), which makes three.
 
     Args:
-        parameter_bytes: of the whole model, in the precision of training.
-        stage: of ZeRO, 0 to 3; DDP is as 0, FSDP2 as 3.
+        num_parameters: of the whole model.
+        strategy: how the state is shared out.
         world_size: processes.
+        precision: of training.
     """
-    return round((3 if stage == 3 else 2) * parameter_bytes * (world_size - 1) / world_size)
+    width = BYTES[precision]
+    if strategy.is_deepspeed:
+        per_parameter = width * (2 if strategy.stage == 0 else 3)
+    elif strategy.stage == 0:
+        per_parameter = 2 * 4  # gradients of DDP are in fp32
+    else:
+        per_parameter = 2 * width + 4  # FSDP2 gathers in 16 bits, and reduces in fp32
+    return round(per_parameter * num_parameters * (world_size - 1) / world_size)

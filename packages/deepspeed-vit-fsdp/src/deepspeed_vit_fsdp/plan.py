@@ -53,8 +53,7 @@ def rows(settings: Any, num_parameters: int, config: PlanConfig) -> list[dict[st
             continue  # which this project trains with DeepSpeed only
         state = planning.state_bytes(num_parameters, strategy, config.world_size, config.precision)
         gathered = planning.transient_bytes(settings, strategy, config.precision)
-        width = 4 if config.precision == "fp32" else 2
-        sent = communication.predicted_bytes(num_parameters * width, strategy.stage, config.world_size)
+        sent = communication.predicted_bytes(num_parameters, strategy, config.world_size, config.precision)
         for again in (False, True):
             host = sum(size for part, size in state.items() if part in strategy.offloaded)
             on_gpu = sum(state.values()) - host + activations[again] + gathered

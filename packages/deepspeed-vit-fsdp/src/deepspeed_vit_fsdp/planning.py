@@ -62,11 +62,25 @@ def strategy_of(engine: str, settings: dict[str, Any]) -> Strategy:
     return Strategy("deepspeed", zero.get("stage", 0), frozenset(offloaded))
 
 
-def state_bytes(num_parameters: int, strategy: Strategy, world_size: int, precision: str) -> dict[str, int]:
-    """Predict the bytes of parameters, gradients and optimizer state of one process, wherever they lie."""
+def state_bytes(
+    num_parameters: int, strategy: Strategy, world_size: int, precision: str, *, reduced: bool = False
+) -> dict[str, int]:
+    """Predict the bytes of parameters, gradients and optimizer state of one process, wherever they lie.
+
+    Args:
+        num_parameters: of the whole model.
+        strategy: how the state is shared out.
+        world_size: processes.
+        precision: of parameters and gradients.
+        reduced: after the gradients have been reduced, when ZeRO-1 of DeepSpeed 0.19.8 lets go of those that other
+            processes own; during the backward pass it holds all of them, where ZeRO-2 never does.
+    """
     if strategy.is_deepspeed:
         kind: Any = precision
-        return predicted_bytes(num_parameters, strategy.stage, world_size, kind)
+        found = predicted_bytes(num_parameters, strategy.stage, world_size, kind)
+        if reduced and strategy.stage == 1:
+            found["gradients"] = predicted_bytes(num_parameters, 2, world_size, kind)["gradients"]
+        return found
     # PyTorch keeps parameters and gradients in fp32, and no copy.
     whole = {"parameters": 4 * num_parameters, "gradients": 4 * num_parameters, "optimizer": 8 * num_parameters}
     return {name: -(-size // world_size) if name in SHARDED[strategy.stage] else size for name, size in whole.items()}

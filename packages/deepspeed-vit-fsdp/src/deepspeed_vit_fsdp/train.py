@@ -13,6 +13,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
     save_checkpoint      each process writes its share; ds_to_universal re-cuts them for another number of processes
 """
 
+import copy
 import datetime
 import logging
 import math
@@ -22,6 +23,7 @@ import shutil
 import sys
 import time
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
-from trainyard_shared.config import Parsed, preset_folder, to_yaml
+from trainyard_shared.config import Parsed, to_yaml
 from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.errors import DataError, TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
@@ -119,7 +121,7 @@ def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.devic
         return {}
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("error: precision: fp16 is not allowed on a CPU: DeepSpeed trains in fp32 or bf16 there")
-    file = deepspeed_json.find(config.deepspeed, preset_folder("deepspeed_vit_fsdp").parent / "deepspeed")  # type: ignore[attr-defined]
+    file = deepspeed_json.find(config.deepspeed, files("deepspeed_vit_fsdp") / "deepspeed")
     settings = deepspeed_json.read(file)
     on_cpu = device.type == "cpu"
     values = {
@@ -227,6 +229,10 @@ class Run:
         self.checkpoints = CheckpointFolder(self.folder.checkpoints)
         newest = newest_for_all(self.checkpoints, self.warn)
         self.make_engine(newest)
+        self.group_settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.engine.optimizer.param_groups
+        ]
         self.resume(newest)
 
     def make_model(self) -> None:
@@ -442,6 +448,10 @@ class Run:
                 self.load_universal(checkpoint)
         except pickle.UnpicklingError as error:
             raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
+        for group, settings in zip(self.engine.optimizer.param_groups, self.group_settings, strict=True):
+            # The moments come from the checkpoint, settings from the config. [deepspeed] A must: the universal checkpoint
+            # of ZeRO-3 gives all groups the weight decay and the learning rate of the first.
+            group.update(settings)
         self.step, self.epoch, self.used, self.best = facts["step"], facts["epoch"], facts["used"], facts["best"]
         if self.rank == 0 and (checkpoint / BEST).is_file():
             self.best_weights = load_file(checkpoint / BEST)
@@ -518,7 +528,7 @@ class Run:
         config = self.config
         autocast = config.engine == "ddp" and config.precision == "bf16"
         self.predicted_bytes = planning.state_bytes(
-            self.num_parameters, self.strategy, self.world_size, config.precision
+            self.num_parameters, self.strategy, self.world_size, config.precision, reduced=True
         ) | {
             "activations": planning.activation_bytes(
                 self.module_config,
@@ -543,11 +553,9 @@ class Run:
 
         found = measured(self.module_config, config.activation_checkpointing)
         if config.activation_checkpointing:  # and the one layer that is computed again
-            settings = self.module_config.to_dict()
-            one, two = (
-                measured(type(self.module_config)(**settings | {"num_hidden_layers": layers}), False)
-                for layers in (1, 2)
-            )
+            smaller = [copy.deepcopy(self.module_config) for _ in range(2)]
+            smaller[0].num_hidden_layers, smaller[1].num_hidden_layers = 1, 2
+            one, two = (measured(settings, False) for settings in smaller)
             found += two - one
         return found
 
@@ -649,10 +657,8 @@ class Run:
             "val_accuracy": self.best["accuracy"] if self.config.num_val else None,
         }
         if self.communication:
-            parameter_bytes = self.num_parameters * (4 if self.config.precision == "fp32" else 2)
-            summary["communication"] = self.communication | {
-                "predicted_sent_bytes": predicted_bytes(parameter_bytes, self.strategy.stage, self.world_size)
-            }
+            predicted = predicted_bytes(self.num_parameters, self.strategy, self.world_size, self.config.precision)
+            summary["communication"] = self.communication | {"predicted_sent_bytes": predicted}
         evaluate.test_and_report(
             self.whole, self.preparation, self.dataset, self.config, self.device, self.folder, summary, train_end_s
         )
