@@ -43,9 +43,13 @@ def plan(config: PlanConfig) -> None:
 
 def rows(settings: Any, num_parameters: int, config: PlanConfig) -> list[dict[str, Any]]:
     """Return for each strategy its name, bytes in the order of the table, and whether it fits."""
+    autocast = config.precision == "bf16"  # of DDP, whose parameters stay in fp32
     activations = {
-        again: planning.activation_bytes(settings, config.micro_batch_size, config.precision, checkpointing=again)
+        (again, mixed): planning.activation_bytes(
+            settings, config.micro_batch_size, config.precision, checkpointing=again, autocast=mixed
+        )
         for again in (False, True)
+        for mixed in {False, autocast}
     }
     found = []
     for strategy in planning.STRATEGIES:
@@ -56,12 +60,13 @@ def rows(settings: Any, num_parameters: int, config: PlanConfig) -> list[dict[st
         sent = communication.predicted_bytes(num_parameters, strategy, config.world_size, config.precision)
         for again in (False, True):
             host = sum(size for part, size in state.items() if part in strategy.offloaded)
-            on_gpu = sum(state.values()) - host + activations[again] + gathered
+            kept = activations[again, autocast and strategy.name == "ddp"]
+            on_gpu = sum(state.values()) - host + kept + gathered
             fits = on_gpu < config.memory_gib * 2**30
             found.append(
                 {
                     "name": (strategy.name, "yes" if again else "no"),
-                    "bytes": (*state.values(), activations[again], gathered, on_gpu, host, sent),
+                    "bytes": (*state.values(), kept, gathered, on_gpu, host, sent),
                     "verdict": "" if fits else f"more than {config.memory_gib:g} GiB",
                 }
             )

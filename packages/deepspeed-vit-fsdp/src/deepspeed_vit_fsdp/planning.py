@@ -136,7 +136,7 @@ def measured_activation_bytes(
 
 def use_checkpointing(model: Any) -> None:
     """Let each layer keep only its input and compute the rest again in the backward pass (arXiv 1604.06174)."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def transient_bytes(settings: Any, strategy: Strategy, precision: str) -> int:

@@ -449,8 +449,8 @@ class Run:
         except pickle.UnpicklingError as error:
             raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
         for group, settings in zip(self.engine.optimizer.param_groups, self.group_settings, strict=True):
-            # The moments come from the checkpoint, settings from the config. [deepspeed] A must: the universal checkpoint
-            # of ZeRO-3 gives all groups the weight decay and the learning rate of the first.
+            # The moments come from the checkpoint, settings from the config. [deepspeed] A must: the universal
+            # checkpoint of ZeRO-3 gives all groups the weight decay and the learning rate of the first.
             group.update(settings)
         self.step, self.epoch, self.used, self.best = facts["step"], facts["epoch"], facts["used"], facts["best"]
         if self.rank == 0 and (checkpoint / BEST).is_file():
