@@ -4,27 +4,29 @@ import os
 from pathlib import Path
 
 import pytest
+from trainyard_shared.config import to_flags
 from trainyard_shared.testing import run, run_folder, script
-
-TINY = {
-    "num_sample_images": 600,
-    "num_val": 60,
-    "epochs": 1,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_layers": 2,
-    "log_every": 2,
-    "num_threads": 1,
-}
-
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one process with ZeRO-3, label smoothing and all augmentation."""
-    from trainyard_shared.config import to_flags
-
     folder = tmp_path_factory.mktemp("finished")
-    flags = to_flags(TINY | {"nproc": 1, "randaugment_ops": 1, "mixup_alpha": 0.4, "cutmix_alpha": 1.0})
+    flags = to_flags(
+        {
+            "num_sample_images": 600,
+            "num_val": 60,
+            "epochs": 1,
+            "patch_size": 8,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "log_every": 2,
+            "num_threads": 1,
+            "nproc": 1,
+            "randaugment_ops": 1,
+            "mixup_alpha": 0.4,
+            "cutmix_alpha": 1.0,
+        }
+    )
     done = run([script("train"), *flags, "--out-dir", str(folder)], folder)
     assert done.status == 0, done.stderr
     return run_folder(folder)

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import to_flags
 from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import run, run_folder, script
 
+TINY = {
+    "num_sample_images": 600,
+    "num_val": 60,
+    "epochs": 1,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "log_every": 2,
+    "num_threads": 1,
+}
 FLAGS = to_flags(TINY | {"nproc": 1})
 
 
