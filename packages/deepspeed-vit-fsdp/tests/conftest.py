@@ -7,6 +7,7 @@ import pytest
 from trainyard_shared.config import to_flags
 from trainyard_shared.testing import run, run_folder, script
 
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one process with ZeRO-3, label smoothing and all augmentation."""

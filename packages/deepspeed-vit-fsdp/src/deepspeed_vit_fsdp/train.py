@@ -13,6 +13,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
     save_checkpoint      each process writes its share; ds_to_universal re-cuts them for another number of processes
 """
 
+import contextlib
 import copy
 import datetime
 import logging
@@ -306,26 +307,11 @@ class Run:
                 group["lr"] = config.learning_rate * factor * group["lr_scale"]
 
             counter = CommunicationCounter() if config.count_communication and self.step == 2 else None
+            with counter or contextlib.nullcontext():
+                for _ in range(config.gradient_accumulation_steps):
+                    loss_sum += self.micro_step(*next(micro_batches))
+                    loss_count += 1
             if counter:
-                counter.__enter__()
-            for _ in range(config.gradient_accumulation_steps):
-                images, labels = next(micro_batches)
-                # [deepspeed] Under ZeRO-3 each layer's parameters are gathered when its turn comes, here and in
-                # backward, and let go again: all processes have to come to the same layers in the same order.
-                logits = engine(pixel_values=images).logits.float()
-                loss = self.loss(logits, images, labels)
-                # [deepspeed] Not loss.backward(): the engine divides by the accumulation steps, scales the loss in
-                # fp16, and sends each gradient to its owner as soon as it is there.
-                engine.backward(loss)
-                if self.held is None and self.step > 0 and engine.is_gradient_accumulation_boundary():
-                    self.held = zero.held_bytes(engine) if config.engine == "deepspeed" else engine.held_bytes()
-                # [deepspeed] To be called after every micro-batch; the last one clips and updates, and ZeRO-1 and 2
-                # then gather the parameters that other processes have updated.
-                engine.step()
-                loss_sum += loss.detach()
-                loss_count += 1
-            if counter:
-                counter.__exit__(None, None, None)
                 self.communication = {"sent_bytes": counter.sent_bytes(), "payload_bytes": dict(counter.payload)}
 
             self.step += 1
@@ -348,6 +334,23 @@ class Run:
             if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                 self.save()
                 since = time.perf_counter()
+
+    def micro_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Go forward and backward through one micro-batch, update after the last of a step, and return the loss."""
+        engine = self.engine
+        # [deepspeed] Under ZeRO-3 each layer's parameters are gathered when its turn comes, here and in backward, and
+        # let go again: all processes have to come to the same layers in the same order.
+        logits = engine(pixel_values=images).logits.float()
+        loss = self.loss(logits, images, labels)
+        # [deepspeed] Not loss.backward(): the engine divides by the accumulation steps, scales the loss in fp16, and
+        # sends each gradient to its owner as soon as it is there.
+        engine.backward(loss)
+        if self.held is None and self.step > 0 and engine.is_gradient_accumulation_boundary():
+            self.held = zero.held_bytes(engine) if self.config.engine == "deepspeed" else engine.held_bytes()
+        # [deepspeed] To be called after every micro-batch; the last one clips and updates, and ZeRO-1 and 2 then gather
+        # the parameters that other processes have updated.
+        engine.step()
+        return loss.detach()
 
     def loss(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss over a micro-batch, with what the teacher says of it (Hinton et al. 2015)."""
@@ -667,7 +670,6 @@ class Run:
 def convert_to_universal(folder: Path, to: Path, stage: int) -> None:
     """[deepspeed] Write the universal form of a checkpoint of any stage; one process calls it."""
     import argparse
-    import contextlib
 
     from deepspeed.checkpoint import ds_to_universal
 
