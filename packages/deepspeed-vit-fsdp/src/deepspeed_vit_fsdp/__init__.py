@@ -1,0 +1,1 @@
+"""A vision transformer on CIFAR-100 with DeepSpeed: ZeRO-3, which shares out every byte of the training state."""
