@@ -187,7 +187,7 @@ def prepare(files: TweetFiles, tokenizer: Any, config: TrainConfig) -> Path:
     settings = {
         "version": CACHE_VERSION,
         "files": [file_digest(path, "sha256") for path in used],
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(_words(tokenizer).encode()).hexdigest(),
         "cleaning": sorted(config.cleaning),
         **{
             name: getattr(config, name)
@@ -268,6 +268,12 @@ def encode(texts: Sequence[str], tokenizer: Any, config: TrainConfig) -> tuple[n
     return flat, lengths
 
 
+def _words(tokenizer: Any) -> str:
+    """Return what a tokenizer knows, without how it was last called: it remembers that, too."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({name: value for name, value in content.items() if name not in ("truncation", "padding")})
+
+
 def _tokenise(files: Sequence[Path], tokenizer: Any, config: TrainConfig, cache: Path) -> list[Path]:
     """Return one file with arrays for each chunk; those that a process before this one has made are taken as they are."""
     chunks: list[Path] = []
@@ -283,8 +289,9 @@ def _tokenise(files: Sequence[Path], tokenizer: Any, config: TrainConfig, cache:
                 start = Position(*arrays["end"].tolist())
         for chunk in read_chunks(path, config.chunk_rows, start) if start.byte < path.stat().st_size else ():
             made = folder / f"{number}-{start.byte:012d}.npz"
+            arrays_of_chunk = _arrays_of(chunk, number, tokenizer, config)
             with atomic_path(made) as temporary:
-                np.savez(temporary, **_arrays_of(chunk, number, tokenizer, config))
+                np.savez(temporary, **arrays_of_chunk)
             chunks.append(made)
             start = chunk.end
     if reused:

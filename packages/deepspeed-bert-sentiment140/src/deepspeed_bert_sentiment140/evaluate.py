@@ -18,11 +18,14 @@ from trainyard_shared.errors import DataError
 from trainyard_shared.report import write_report
 from trainyard_shared.tensors.evaluation import gather_in_order, shard_batches
 from trainyard_shared.tensors.lengths import Sequences
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
-from deepspeed_bert_sentiment140 import data
-from deepspeed_bert_sentiment140.cleaning import Cleaner
-from deepspeed_bert_sentiment140.config import EvaluateConfig, TrainConfig
-from deepspeed_bert_sentiment140.model import load_trained
+postpone_dynamo()  # before transformers is imported: nothing here is compiled
+
+from deepspeed_bert_sentiment140 import data  # noqa: E402
+from deepspeed_bert_sentiment140.cleaning import Cleaner  # noqa: E402
+from deepspeed_bert_sentiment140.config import EvaluateConfig, TrainConfig  # noqa: E402
+from deepspeed_bert_sentiment140.model import load_trained  # noqa: E402
 
 BATCH_SIZE = 128
 MODEL = "model"  # folder within that of the run, in the form of transformers

@@ -13,6 +13,7 @@ Every process runs this file. What is DeepSpeed's own is marked [deepspeed]:
 
 import contextlib
 import datetime
+import importlib
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -33,11 +35,14 @@ from trainyard_shared.errors import TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
 from trainyard_shared.tensors.checkpointing import newest_for_all, written_by_all
 from trainyard_shared.tensors.lengths import LengthBatches, MicroBatch
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
-from deepspeed_bert_sentiment140 import data, evaluate, weights
-from deepspeed_bert_sentiment140.config import TrainConfig
-from deepspeed_bert_sentiment140.losses import class_weights, tweet_losses
-from deepspeed_bert_sentiment140.model import build, get_tokenizer, layers_of, stages
+postpone_dynamo()  # before transformers is imported: nothing here is compiled
+
+from deepspeed_bert_sentiment140 import data, evaluate, weights  # noqa: E402
+from deepspeed_bert_sentiment140.config import TrainConfig  # noqa: E402
+from deepspeed_bert_sentiment140.losses import class_weights, tweet_losses  # noqa: E402
+from deepspeed_bert_sentiment140.model import build, get_tokenizer, layers_of, stages  # noqa: E402
 
 PACKAGE = "deepspeed-bert-sentiment140"
 STATE = "state"  # DeepSpeed's name (tag) for what it writes into a checkpoint
@@ -91,6 +96,9 @@ def start_deepspeed(device: torch.device, timeout_s: float) -> Any:
         deepspeed.utils.logger.setLevel(logging.ERROR)
         if device.type == "cpu":
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            # One of its optimizers, which is not used here, is marked to be compiled, and would import torch's compiler.
+            with mock.patch.object(deepspeed.runtime.compiler, "compile", lambda: lambda function: function):
+                importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
         deepspeed.init_distributed(
             launch.backend_for(device.type), timeout=datetime.timedelta(seconds=timeout_s), verbose=False
         )
@@ -259,8 +267,9 @@ class Run:
             # multiplied by that of the processes, by which the engine divides. [deepspeed] It would also divide by the
             # accumulation steps (scale_wrt_gas), which is right only if all passes are equally large.
             self.engine.backward(loss * (self.data_world_size / num_tweets), scale_wrt_gas=False)
-            if not self.held:
-                self.held = zero.held_bytes(self.engine)  # before step() lets go of the gradients
+            if self.step and not self.held:
+                # In the second step, when the optimizer has its moments, before step() lets go of the gradients.
+                self.held = zero.held_bytes(self.engine)
             self.engine.step()
             self.count(sums, loss, micro_batch, ids)
 
