@@ -1,4 +1,4 @@
-"""How fast deepspeed-bert-sentiment140 is: preparing 1.6 million tweets, and training beside DDP and transformers.Trainer.
+"""How fast deepspeed-bert-sentiment140 prepares 1.6 million tweets, and trains beside DDP and transformers.Trainer.
 
     uv run --package deepspeed-bert-sentiment140 python tools/bench_deepspeed_sentiment140.py --prepare
     uv run --with accelerate --package deepspeed-bert-sentiment140 python tools/bench_deepspeed_sentiment140.py
@@ -71,7 +71,8 @@ def prepare_worker(arguments: argparse.Namespace) -> None:
     tokens = len(tweets.sequences.ids)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"read, cleaned, split and tokenised: {taken:.0f} s, {rows / taken:,.0f} rows/s, {tokens / taken:,.0f} tokens/s\n"
+        f"read, cleaned, split and tokenised: {taken:.0f} s, {rows / taken:,.0f} rows/s, "
+        f"{tokens / taken:,.0f} tokens/s\n"
         f"peak memory of the process: {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} GiB for libraries\n"
         f"kept: {', '.join(f'{len(index):,} {name}' for index, name in zip(tweets.index, data.SPLITS, strict=True))}"
     )
@@ -134,7 +135,9 @@ def train_worker(arguments: argparse.Namespace) -> None:
         # The mean length, rounded; shorter tweets are filled up with their own tokens.
         tweets = run.tweets.sequences
         width = round(run.batches.lengths.float().mean().item())
-        rows = [(tweets.ids[s : s + n].tolist() * width)[:width] for s, n in zip(tweets.starts, tweets.lengths, strict=True)]
+        rows = [
+            (tweets.ids[s : s + n].tolist() * width)[:width] for s, n in zip(tweets.starts, tweets.lengths, strict=True)
+        ]
         object.__setattr__(run.tweets, "sequences", Sequences.from_lists(rows))
         run.batches.lengths = torch.full_like(run.batches.lengths, width)
     twins = [copy.deepcopy(run.whole).train() for _ in range(2)]
@@ -158,10 +161,14 @@ def train_worker(arguments: argparse.Namespace) -> None:
             f"{arguments.nproc} processes of {arguments.threads} threads, passes of {arguments.micro_batch}"
         )
         for name, values in speeds.items():
-            print(f"  {name:<8} median {statistics.median(values):7.0f}   min {min(values):7.0f}   max {max(values):7.0f}")
+            print(
+                f"  {name:<8} median {statistics.median(values):7.0f}   min {min(values):7.0f}   max {max(values):7.0f}"
+            )
         for other in list(loops)[1:]:
             ratios = [mine / theirs for mine, theirs in zip(speeds["zero0"], speeds[other], strict=True)]
-            print(f"  zero0 / {other:<8} median {statistics.median(ratios):.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+            print(
+                f"  zero0 / {other:<8} median {statistics.median(ratios):.2f}   {min(ratios):.2f} to {max(ratios):.2f}"
+            )
         print(json.dumps(speeds))
     dist.barrier()
 
@@ -244,9 +251,7 @@ def trainer(run: Any, model: Any) -> Callable[[], float]:
             use_cpu=True,
         )
         collator = transformers.DataCollatorWithPadding(run.tokenizer)
-        transformers.Trainer(
-            model, arguments, data_collator=collator, train_dataset=dataset, callbacks=[clock]
-        ).train()
+        transformers.Trainer(model, arguments, data_collator=collator, train_dataset=dataset, callbacks=[clock]).train()
         shutil.rmtree(folder, ignore_errors=True)
         return clock.seconds
 

@@ -65,7 +65,10 @@ class TestReading:
         [
             (ROW.format("a") * 2 + '"0","1","d","q","u"\n', "line 3: 5 fields, expected 6: polarity, id, date"),
             (ROW.format("a") + '"3","1","d","q","u","t"\n', "line 2: polarity is '3', expected 0, 2 or 4."),
-            ("target,ids,date,flag,user,text\n", "line 1: polarity is 'target', expected 0, 2 or 4. The original has no"),
+            (
+                "target,ids,date,flag,user,text\n",
+                "line 1: polarity is 'target', expected 0, 2 or 4. The original has no",
+            ),
             (ROW.format("a") + '"0","1","d","q","u","t\n', "the row that begins in line 2 is broken"),
             (ROW.format("two\nlines") + '"0",oops\n', "line 3: 2 fields"),
             ("", "is empty"),
@@ -99,7 +102,7 @@ class TestFinding:
         write(tmp_path / "one", "b", name="training.6.csv")
         with pytest.raises(DataError, match=r"several training files, training\.5\.csv, training\.6\.csv"):
             find_tweets(tmp_path / "one")
-        with pytest.raises(DataError, match="No Sentiment140 in .*nowhere, which does not exist"):
+        with pytest.raises(DataError, match=r"No Sentiment140 in .*nowhere, which does not exist"):
             find_tweets(tmp_path / "nowhere")
 
     def test_archive_that_is_not_the_original(self, tmp_path):
@@ -154,7 +157,7 @@ class TestFinding:
         tables = {}
         for split, sentiments in (("train", [0, 4, 4]), ("test", [2])):
             n = len(sentiments)
-            columns = {"text": ["caf\xe9, \"x\""] * n, "date": ["d"] * n, "user": ["u"] * n, "sentiment": sentiments}
+            columns = {"text": ['caf\xe9, "x"'] * n, "date": ["d"] * n, "user": ["u"] * n, "sentiment": sentiments}
             tables[split] = tmp_path / f"{split}.parquet"
             parquet.write_table(pyarrow.table(columns | {"query": ["NO_QUERY"] * n}), tables[split])
         monkeypatch.setattr(sentiment140, "download", lambda source, path: tables[path.stem])

@@ -15,7 +15,7 @@ from trainyard_shared.results import read_json
 
 @pytest.fixture
 def ran(trained: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """Configs of the runs a comparison asks for; what comes of each is what came of the run in `trained`, but faster."""
+    """Configs of the runs a comparison asks for; what comes of each is what came of `trained`, but faster."""
     configs = []
 
     def run_variants(

@@ -118,7 +118,9 @@ class TestModelsThatCannotBeHad:
         monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
 
     def test_unknown_name(self) -> None:
-        with pytest.raises(DataError, match="--model bert-bse-uncased: no tokenizer to be had in the cache or on the Hugging Face Hub"):
+        with pytest.raises(
+            DataError, match="--model bert-bse-uncased: no tokenizer to be had in the cache or on the Hugging Face Hub"
+        ):
             get_tokenizer(TrainConfig(model="bert-bse-uncased"), ())
 
     def test_folder_without_a_model(self, tmp_path: Path) -> None:
@@ -184,7 +186,9 @@ class TestDeepSpeedsOwnConfig:
         }
 
     def test_batch_sizes_that_do_not_multiply(self) -> None:
-        with pytest.raises(UsageError, match=r"mine.json: train_batch_size is 100, which does not fit .* = 8 x 1 x 2 = 16"):
+        with pytest.raises(
+            UsageError, match=r"mine.json: train_batch_size is 100, which does not fit .* = 8 x 1 x 2 = 16"
+        ):
             self.complete({"train_batch_size": 100}, micro_batch_size=8)
 
     def test_processes_that_share_a_model_count_as_one(self) -> None:

@@ -208,8 +208,12 @@ def test_bf16_stays_close_to_fp32(outcomes: dict, stage: str) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [*STAGES, *(f"{stage} bf16" for stage in STAGES[1:4]), "frozen", "tensor zero0", "tensor zero1", "tensor frozen"]
-    + ["pipeline zero0", "pipeline zero1"],
+    [
+        *STAGES,
+        *(f"{stage} bf16" for stage in STAGES[1:4]),
+        "frozen",
+        *(f"{parallel} {kind}" for parallel in ("tensor", "pipeline") for kind in ("zero0", "zero1", "frozen")),
+    ],
 )
 def test_a_process_holds_what_was_predicted(outcomes: dict, case: str) -> None:
     outcome = outcomes[2][case]
@@ -226,7 +230,7 @@ def test_a_process_holds_what_was_predicted(outcomes: dict, case: str) -> None:
     ],
 )
 def test_each_stage_shares_out_more(outcomes: dict, stage: str, halved: set[str]) -> None:
-    # Against stage 0, but that from stage 1 on there is a second copy of the parameters for the optimizer: 12 bytes, not 8.
+    # Against stage 0, but from stage 1 on the optimizer has a second copy of the parameters: 12 bytes each, not 8.
     held, whole = outcomes[2][stage]["bytes"], outcomes[2]["zero0"]["bytes"]
     factor = {"optimizer": 1.5}
     shares = {name: held[name] / whole[name] / factor.get(name, 1.0) for name in held}

@@ -67,7 +67,7 @@ def compare(argv: Sequence[str]) -> int:
         CompareConfig,
         argv,
         prog="compare",
-        description=f"{PACKAGE}: the same training with each stage of ZeRO, each way of parallelism, or several models.",
+        description=f"{PACKAGE}: one training with each stage of ZeRO, each way of parallelism, or several models.",
     ).config
     launch.call("deepspeed_bert_sentiment140.compare:compare", config)
     return 0
@@ -88,7 +88,9 @@ def predict(argv: Sequence[str]) -> int:
         raise UsageError("error: --out goes with --file")
     if config.text is not None and not config.text.strip():
         raise UsageError("error: --text: the text is empty")
-    launch.call("deepspeed_bert_sentiment140.predict:predict", config.run or newest_run_dir(config.out_dir, PACKAGE), config)
+    launch.call(
+        "deepspeed_bert_sentiment140.predict:predict", config.run or newest_run_dir(config.out_dir, PACKAGE), config
+    )
     return 0
 
 

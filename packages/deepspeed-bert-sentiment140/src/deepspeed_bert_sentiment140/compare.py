@@ -1,7 +1,7 @@
-"""The same training with each stage of ZeRO, each way of parallelism, each treatment of unequal classes, or several models.
+"""One training with each stage of ZeRO, each way of parallelism, each treatment of unequal classes, or several models.
 
-All variants share the global batch, and so the steps. What they should share as well, the accuracy, is in the table to be
-seen; what they should not, the bytes that a process holds, is beside it, predicted and measured.
+All variants share the global batch, and so the steps. What they should share as well, the accuracy, is in the table;
+what they should not, the bytes that a process holds, is beside it, predicted and measured.
 """
 
 from pathlib import Path
@@ -134,7 +134,10 @@ def conclusions(rows: list[dict[str, Any]]) -> list[str]:
     best = clearly_best({row["variant"]: row["values"]["test_accuracy"] for row in rows}, higher_is_better=True)
     if best is None:
         return [*sentences, f"No variant has the best accuracy beyond doubt at {seeds} seeds: ranges overlap."]
-    return [*sentences, f"{best} has the best accuracy: at {seeds} seeds its worst is better than the best of all others."]
+    return [
+        *sentences,
+        f"{best} has the best accuracy: at {seeds} seeds its worst is better than the best of all others.",
+    ]
 
 
 def _text(values: list[float], unit: str) -> str:

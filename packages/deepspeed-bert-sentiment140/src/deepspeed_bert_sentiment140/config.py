@@ -69,7 +69,7 @@ class TrainConfig(RunConfig):
     deepspeed: str = "zero1"
     """DeepSpeed's own config: a file in `deepspeed/` without .json (zero0, zero1, ...), or a JSON file of yours"""
     parallel: Literal["data", "tensor", "pipeline"] = "data"
-    """data: each process computes other tweets; tensor: all share each layer (AutoTP); pipeline: each has some layers"""
+    """data: each process has other tweets; tensor: all share each layer (AutoTP); pipeline: each has some layers"""
     activation_checkpointing: bool = False
     """compute activations again in the backward pass instead of keeping them"""
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +106,7 @@ def find(config: TrainConfig) -> TweetFiles:
         files = find_tweets(Path(folder) if folder else None)
     if config.test_set == "official" and files.test is None:
         raise DataError(
-            f"error: --test-set official: there is none beside {files.train}; it is in Stanford's archive and on the Hub"
+            f"error: --test-set official: there is none beside {files.train}; Stanford's archive and the Hub have it"
         )
     return files
 
@@ -122,7 +122,9 @@ def splits_of(chunk: Chunk, number: int, config: TrainConfig) -> np.ndarray:
         return np.full(len(chunk.users), TEST, np.int8)
     place = hashes(user.lower() for user in chunk.users) / 2.0**64  # even in [0, 1)
     test_share = config.test_share if config.test_set == "held_out" else 0.0
-    return np.where(place < test_share, TEST, np.where(place < test_share + config.val_share, VAL, TRAIN)).astype(np.int8)
+    return np.where(place < test_share, TEST, np.where(place < test_share + config.val_share, VAL, TRAIN)).astype(
+        np.int8
+    )
 
 
 def training_texts(files: TweetFiles, config: TrainConfig) -> Iterator[str]:
@@ -161,8 +163,8 @@ def load(files: TweetFiles, tokenizer: Any, config: TrainConfig) -> Tweets:
         if missing and (split == TRAIN or config.test):
             hint = " (Sentiment140 has neutral tweets in its official test set only)" if "neutral" in missing else ""
             raise DataError(
-                f"error: {files.train}: no {' and no '.join(missing)} tweets to {SPLITS[split]}{hint}; see --num-classes, "
-                "--test-share and --num-train"
+                f"error: {files.train}: no {' and no '.join(missing)} tweets to {SPLITS[split]}{hint}; see "
+                "--num-classes, --test-share and --num-train"
             )
     notes = [f"{count:,} tweets dropped: {reason}" for reason, count in report["dropped"].items()]
     if config.num_train is not None or config.num_test is not None:
@@ -210,7 +212,9 @@ def hashes(texts: Iterator[str]) -> np.ndarray:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def decide(splits: np.ndarray, labels: np.ndarray, texts: np.ndarray, users: np.ndarray, lost: np.ndarray) -> np.ndarray:
+def decide(
+    splits: np.ndarray, labels: np.ndarray, texts: np.ndarray, users: np.ndarray, lost: np.ndarray
+) -> np.ndarray:
     """Return what happens to each tweet, (N,) int8: `KEPT` or the reason why it is dropped.
 
     Held-out tweets come first: a text is kept where it is furthest from training, once. A text that has several labels
@@ -233,9 +237,7 @@ def decide(splits: np.ndarray, labels: np.ndarray, texts: np.ndarray, users: np.
     group = np.cumsum(is_first) - 1
     first = order[is_first]
     winner = first[group]
-    fates[order] = np.where(
-        is_first, KEPT, np.where(splits[order] < splits[winner], IN_OTHER_SPLIT, COPY)
-    )
+    fates[order] = np.where(is_first, KEPT, np.where(splits[order] < splits[winner], IN_OTHER_SPLIT, COPY))
     in_conflict = np.zeros(len(first), bool)
     np.logical_or.at(in_conflict, group, labels[order] != labels[winner])
     fates[first[in_conflict & (splits[first] == TRAIN)]] = CONTRADICTED
@@ -275,7 +277,7 @@ def _words(tokenizer: Any) -> str:
 
 
 def _tokenise(files: Sequence[Path], tokenizer: Any, config: TrainConfig, cache: Path) -> list[Path]:
-    """Return one file with arrays for each chunk; those that a process before this one has made are taken as they are."""
+    """Return one file with arrays for each chunk; those that a process before this one has made are not made again."""
     chunks: list[Path] = []
     folder = cache / "chunks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +293,7 @@ def _tokenise(files: Sequence[Path], tokenizer: Any, config: TrainConfig, cache:
             made = folder / f"{number}-{start.byte:012d}.npz"
             arrays_of_chunk = _arrays_of(chunk, number, tokenizer, config)
             with atomic_path(made) as temporary:
-                np.savez(temporary, **arrays_of_chunk)
+                np.savez(temporary, allow_pickle=False, **arrays_of_chunk)
             chunks.append(made)
             start = chunk.end
     if reused:
@@ -354,7 +356,7 @@ def _finish(chunks: Sequence[Path], cache: Path, settings: dict[str, Any]) -> No
     shutil.rmtree(cache / "chunks")
 
 
-def _describe(arrays: dict[str, np.ndarray], cleaned: Report) -> dict[str, Any]:
+def _describe(arrays: Mapping[str, np.ndarray], cleaned: Report) -> dict[str, Any]:
     fates, splits = arrays["fates"], arrays["splits"]
     kept = fates == KEPT
     users = [np.unique(arrays["users"][kept & (splits == split)]) for split in (TRAIN, VAL, TEST)]

@@ -55,8 +55,8 @@ def predict(
     """Return the outputs for the tweets of `index`; each process computes its share.
 
     Args:
-        model: the whole network as transformers made it, on `device`. Not the engine: shares can differ by one batch, and
-            its forward pass may wait for a peer that has already finished.
+        model: the whole network as transformers made it, on `device`. Not the engine: shares can differ by one batch,
+            and its forward pass may wait for a peer that has already finished.
         tweets: token ids.
         index: (N,) which of them.
         tokenizer: of the model.

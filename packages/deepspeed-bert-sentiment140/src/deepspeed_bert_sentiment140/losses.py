@@ -10,8 +10,8 @@ from deepspeed_bert_sentiment140.config import TrainConfig
 def tweet_losses(logits: Tensor, labels: Tensor, weights: Tensor, config: TrainConfig) -> Tensor:
     """Return the loss of each tweet, (B,), to be averaged over the tweets of a step.
 
-    Focal loss (Lin et al. 2017, arXiv 1708.02002) multiplies the cross-entropy by (1 - p)^gamma, p being the probability
-    given to the true class: what the model is sure of hardly counts any more.
+    Focal loss (Lin et al. 2017, arXiv 1708.02002) multiplies the cross-entropy by (1 - p)^gamma, p being the
+    probability given to the true class: what the model is sure of hardly counts any more.
 
     Args:
         logits: (B, K), of any precision.

@@ -1,10 +1,10 @@
 """Encoders of the transformers library with a head for classes of tweets. Nothing here imports DeepSpeed.
 
-A pretrained BERT, DistilBERT or RoBERTa comes by its name on the Hugging Face Hub or from a folder; `tiny` is a small BERT
-made here, with a vocabulary learned from the training tweets, so that everything can be tried offline.
+A pretrained BERT, DistilBERT or RoBERTa comes by its name on the Hugging Face Hub or from a folder; `tiny` is a small
+BERT made here, with a vocabulary learned from the training tweets, so that everything can be tried offline.
 
-`stages` cuts any of them into the list of layers that a pipeline is made of. Letters: B tweets, W tokens, D width of the
-model, K classes.
+`stages` cuts any of them into the list of layers that a pipeline is made of. Letters: B tweets, W tokens, D width of
+the model, K classes.
 """
 
 from collections import Counter
@@ -54,7 +54,7 @@ def get_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Any:
         raise _cannot_have(name, "tokenizer", OSError("no vocabulary found."))
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         raise DataError(
-            f"error: --model {name}: its tokenizer cannot pad or is not a fast one; BERT, DistilBERT or RoBERTa is wanted"
+            f"error: --model {name}: its tokenizer cannot pad or is not fast; BERT, DistilBERT or RoBERTa is wanted"
         )
     if config.max_length > tokenizer.model_max_length:
         raise UsageError(
@@ -64,7 +64,7 @@ def get_tokenizer(config: TrainConfig, texts: Iterable[str]) -> Any:
 
 
 def build(config: TrainConfig, class_names: Sequence[str], tokenizer: Any) -> tuple[Any, list[str]]:
-    """Return the model that `config` names and what the user should know of it; new weights are drawn from torch's generator.
+    """Return the model that `config` names, new weights drawn from torch's generator, and what to know of it.
 
     Raises:
         DataError: the model cannot be had, or does not fit.

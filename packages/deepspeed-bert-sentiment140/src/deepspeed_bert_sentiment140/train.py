@@ -96,7 +96,7 @@ def start_deepspeed(device: torch.device, timeout_s: float) -> Any:
         deepspeed.utils.logger.setLevel(logging.ERROR)
         if device.type == "cpu":
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            # One of its optimizers, which is not used here, is marked to be compiled, and would import torch's compiler.
+            # An optimizer that is not used here is marked to be compiled, and would import torch's compiler.
             with mock.patch.object(deepspeed.runtime.compiler, "compile", lambda: lambda function: function):
                 importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
         deepspeed.init_distributed(
@@ -130,7 +130,8 @@ class Run:
         self.parsed, self.deepspeed, self.device = parsed, deepspeed, device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # Under tensor and pipeline parallelism all processes work on the same tweets: together they are one.
-        self.data_rank, self.data_world_size = (self.rank, self.world_size) if config.parallel == "data" else (0, 1)
+        self.data_rank: int = self.rank if config.parallel == "data" else 0
+        self.data_world_size: int = self.world_size if config.parallel == "data" else 1
 
         tweet_files = data.find(config)
         with rank_0_first():  # one process fetches a model, the others find it in the cache
@@ -164,8 +165,8 @@ class Run:
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.engine, self.settings = self.initialize(model)
         self.stage = self.engine.zero_optimization_stage()
-        # Each process drops out other units. But where all compute the same activations, the same units: AutoTP does not
-        # see to that.
+        # Each process drops out other units. But where all compute the same activations, the same units: AutoTP does
+        # not see to that.
         torch.manual_seed(config.seed * 1_000_003 + (0 if config.parallel == "tensor" else self.rank))
 
         # Where the run is: epoch, tweets of it used by all processes together, optimizer steps so far.
@@ -259,7 +260,7 @@ class Run:
         """Make one optimizer step, with data or tensor parallelism."""
         for micro_step, micro_batch in enumerate(micro_batches):
             ids, mask, labels = self.batch(micro_batch)
-            # [deepspeed] Left alone, the engine counts passes. The last step of an epoch has fewer, so say it ourselves.
+            # [deepspeed] Left alone, the engine counts passes, of which the last step of an epoch has fewer.
             self.engine.set_gradient_accumulation_boundary(micro_step == len(micro_batches) - 1)
             logits = self.engine(input_ids=ids, attention_mask=mask).logits
             loss = micro_batch.weight * tweet_losses(logits, labels, self.class_weights, self.config).sum()
@@ -283,7 +284,7 @@ class Run:
         for micro_batch in filled:
             ids, mask, labels = self.batch(micro_batch)
             given = torch.ones_like(ids, dtype=torch.int32) if mask is None else mask.int()
-            # [deepspeed] The engine takes the mean over the passes, so that each tweet has to carry its weight in the sum.
+            # [deepspeed] The engine takes the mean over the passes: each tweet has to carry its weight in the sum.
             share = micro_batch.weight * config.gradient_accumulation_steps / num_tweets
             passes.append(((ids, given), (labels, torch.full(labels.shape, share, device=self.device))))
             self.count(sums, torch.zeros((), device=self.device), micro_batch, ids)
@@ -359,8 +360,8 @@ class Run:
         facts = manifest(path)
         if differing := [f"{name} {facts[name]}, now {now}" for name, now in self.form().items() if facts[name] != now]:
             raise UsageError(
-                f"error: {path.name} was written with {'; '.join(differing)}: DeepSpeed's checkpoints go on in the same "
-                "form only. The trained model of a finished run can be trained on with --model RUN/model"
+                f"error: {path.name} was written with {'; '.join(differing)}: DeepSpeed's checkpoints go on in the "
+                "same form only. The trained model of a finished run can be trained on with --model RUN/model"
             )
         with quiet_stdout():
             self.engine.load_checkpoint(str(path), tag=STATE)
@@ -425,8 +426,8 @@ class Run:
         facts = [
             (
                 "model",
-                f"{config.model}: {type(self.whole).__name__}, {self.num_parameters:,} parameters, {self.num_trained:,} "
-                "of them trained",
+                f"{config.model}: {type(self.whole).__name__}, {self.num_parameters:,} parameters, "
+                f"{self.num_trained:,} of them trained",
             ),
             ("device", f"{describe(self.device)}, {config.precision}, {torch.get_num_threads()} threads a process"),
             ("processes", f"{self.world_size} ({dist.get_backend()}), {sharing[config.parallel]}"),
@@ -441,7 +442,10 @@ class Run:
                 f"{self.tweets.source}: {len(self.train_index):,} train, {len(self.val_index):,} val, "
                 f"{len(self.test_index):,} test",
             ),
-            ("lengths", f"{lengths.float().mean():.0f} tokens on average; {cut:.1%} are as long as {config.max_length}"),
+            (
+                "lengths",
+                f"{lengths.float().mean():.0f} tokens on average; {cut:.1%} are as long as {config.max_length}",
+            ),
             ("steps", f"{config.epochs} epochs of {self.batches.num_steps()}"),
             ("memory", f"{console.bytes_text(sum(predicted.values()))} predicted for each process: {parts}"),
             ("results", str(self.folder.path)),
@@ -504,7 +508,16 @@ class Run:
             "steps": self.step,
             "notes": list(dict.fromkeys(self.notes)),
             **results.provenance(
-                (PACKAGE, "trainyard-shared", "deepspeed", "torch", "transformers", "tokenizers", "scikit-learn", "numpy")
+                (
+                    PACKAGE,
+                    "trainyard-shared",
+                    "deepspeed",
+                    "torch",
+                    "transformers",
+                    "tokenizers",
+                    "scikit-learn",
+                    "numpy",
+                )
             ),
         }
 

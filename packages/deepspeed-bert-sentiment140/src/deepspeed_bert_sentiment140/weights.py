@@ -70,7 +70,13 @@ def cpu_copy(tensor: Tensor) -> Tensor:
 
 def tensor_parallel_sizes(model: Any, parts: int) -> tuple[int, int]:
     """Predict how many parameters, and how many trained ones, each of `parts` processes holds under AutoTP."""
-    in_layers = {id(p) for layer in layers_of(model)[1:] for m in layer.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    in_layers = {
+        id(p)
+        for layer in layers_of(model)[1:]
+        for m in layer.modules()
+        if isinstance(m, nn.Linear)
+        for p in m.parameters()
+    }
     sizes = [0, 0]
     for name, parameter in model.named_parameters():
         added_up = name.removesuffix(".weight").removesuffix(".bias").endswith(ADDED_UP)

@@ -1,7 +1,7 @@
-"""Sentiment140: 1.6 million tweets from the Hub, Stanford, Kaggle or a local file, and a generated sample in their form.
+"""Sentiment140: 1.6 million tweets from the Hub, Stanford, Kaggle or a local file, and a generated sample of that form.
 
-The file is read in chunks, never whole: memory does not grow with it. Each chunk says at which byte it ends, so that work
-that was interrupted goes on there.
+The file is read in chunks, never whole: memory does not grow with it. Each chunk says at which byte it ends, so that
+work that was interrupted goes on there.
 """
 
 import csv
@@ -35,8 +35,8 @@ from trainyard_shared.errors import DataError
 
 LICENCE = "no explicit licence; published for research, to be cited"
 CITATION = "Go, Bhayani & Huang (2009), Twitter Sentiment Classification using Distant Supervision, Stanford"
-"""Alec Go, Richa Bhayani, Lei Huang. Training tweets are labelled by the emoticon that was in them, which was then taken
-out; the test set was labelled by hand and has neutral tweets, which the training set has not."""
+"""Alec Go, Richa Bhayani, Lei Huang. Training tweets are labelled by the emoticon that was in them, which was then
+taken out; the test set was labelled by hand and has neutral tweets, which the training set has not."""
 
 TITLE = "Sentiment140"
 CLASS_NAMES = {0: "negative", 2: "neutral", 4: "positive"}
@@ -189,8 +189,8 @@ def make_sample(
 ) -> Path:
     """Write generated tweets into the new folder `folder`, under the original's names; see `posts.py`.
 
-    As in the original, training tweets are sorted by polarity, users write more than one tweet, some tweets occur twice,
-    a few of them in both classes, and the test set has neutral ones.
+    As in the original, training tweets are sorted by polarity, users write more than one tweet, some tweets occur
+    twice, a few of them in both classes, and the test set has neutral ones.
 
     Args:
         folder: must not exist.
@@ -284,9 +284,9 @@ def _find_archive(archive: Path) -> TweetFiles:
         digest = file_digest(archive, "sha256")
         if digest != ARCHIVE_SHA256:
             raise DataError(
-                f"{archive} is not the original {ARCHIVE}: it has {archive.stat().st_size:,} bytes and sha256 {digest}, "
-                f"expected {ARCHIVE_BYTES:,} bytes and sha256 {ARCHIVE_SHA256}. Download it again, or pass the unpacked "
-                "folder if you mean these files."
+                f"{archive} is not the original {ARCHIVE}: it has {archive.stat().st_size:,} bytes and sha256 "
+                f"{digest}, expected {ARCHIVE_BYTES:,} bytes and sha256 {ARCHIVE_SHA256}. Download it again, or pass the "
+                "unpacked folder if you mean these files."
             )
         extract(archive, folder)
     return _find_local(folder)
@@ -295,7 +295,8 @@ def _find_archive(archive: Path) -> TweetFiles:
 def _obtain(offline: bool, folder: Path) -> None:
     if is_offline(offline):
         raise DataError(
-            f"{TITLE} is not in {folder}, and offline mode (TRAINYARD_OFFLINE) forbids a download. What to do: {_ADVICE}."
+            f"{TITLE} is not in {folder}, and offline mode (TRAINYARD_OFFLINE) forbids a download. What to do: "
+            f"{_ADVICE}."
         )
     downloads = folder.with_name("downloads")
     attempts: list[tuple[str, Callable[[], None]]] = [
@@ -322,7 +323,9 @@ def _from_hub(downloads: Path, folder: Path) -> None:
                     writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
                     for batch in parquet.ParquetFile(files[split]).iter_batches(50_000):
                         # The Hub has left out the ids.
-                        columns = [batch[column].to_pylist() for column in ("sentiment", "date", "query", "user", "text")]
+                        columns = [
+                            batch[column].to_pylist() for column in ("sentiment", "date", "query", "user", "text")
+                        ]
                         writer.writerows((row[0], "", *row[1:]) for row in zip(*columns, strict=True))
             except (pyarrow.ArrowException, OSError, KeyError, UnicodeEncodeError) as error:
                 files[split].unlink()
