@@ -285,8 +285,8 @@ def _find_archive(archive: Path) -> TweetFiles:
         if digest != ARCHIVE_SHA256:
             raise DataError(
                 f"{archive} is not the original {ARCHIVE}: it has {archive.stat().st_size:,} bytes and sha256 "
-                f"{digest}, expected {ARCHIVE_BYTES:,} bytes and sha256 {ARCHIVE_SHA256}. Download it again, or pass the "
-                "unpacked folder if you mean these files."
+                f"{digest}, expected {ARCHIVE_BYTES:,} bytes and sha256 {ARCHIVE_SHA256}. Download it again, or pass "
+                "the unpacked folder if you mean these files."
             )
         extract(archive, folder)
     return _find_local(folder)
