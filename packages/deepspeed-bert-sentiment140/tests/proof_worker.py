@@ -51,7 +51,6 @@ def main(folder: Path, cases: dict) -> None:
     deepspeed = train.start_deepspeed(CPU, 100.0)
     outcome = {}
     for name, case in cases.items():
-        print(name, round(__import__("time").time() % 10000, 1), flush=True)
         config = validate(TrainConfig, case["config"], source=name)
         run_dir = folder / case["run_dir"]
         run_dir.mkdir(exist_ok=True, parents=True)

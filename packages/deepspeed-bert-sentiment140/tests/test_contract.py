@@ -1,6 +1,11 @@
 """What every project promises, for this one."""
 
-from trainyard_shared.testing import ProjectContract
+import socket
+from pathlib import Path
+
+from trainyard_shared.config import to_flags
+from trainyard_shared.results import read_json
+from trainyard_shared.testing import ProjectContract, run, run_folder, script, weights_digest
 
 
 class TestContract(ProjectContract):
@@ -27,3 +32,26 @@ class TestContract(ProjectContract):
         (["--num-classes", "4"], "--num-classes: 4 is not allowed: must be 2 or 3"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16: not on a CPU"),
     )
+
+    def test_deepspeeds_own_launcher_gives_the_same_weights(self, reference: Path, tmp_path: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = [script("deepspeed"), "--num_gpus", "2", "--no_local_rank", "--master_port", str(port), "--module"]
+        fields = {name: value for name, value in self.tiny.items() if name != "nproc"}  # the launcher says how many
+        training = [f"{self.module}.train", *to_flags({**fields, "out_dir": tmp_path / "out"})]
+        # The variable lets it count processes where no GPU is.
+        finished = run([*launcher, *training], tmp_path, DS_ACCELERATOR="cpu")
+        assert finished.status == 0, finished.stderr
+        assert weights_digest(run_folder(tmp_path / "out")) == weights_digest(reference)
+
+    def test_a_checkpoint_of_another_form_is_refused(self, reference: Path, tmp_path: Path) -> None:
+        for flags, words in (
+            (["--nproc", "1"], "was written with world_size 2, now 1"),
+            (["--deepspeed", "zero2"], "was written with stage 1, now 2"),
+        ):
+            finished = run([script("train"), "--resume", str(reference), *flags], tmp_path)
+            assert finished.status == 2, finished.stderr
+            assert words in finished.stderr
+            assert "Traceback" not in finished.stderr
+        assert read_json(reference / "summary.json")["state"] == "finished"
