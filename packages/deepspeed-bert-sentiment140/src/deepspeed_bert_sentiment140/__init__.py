@@ -1,0 +1,1 @@
+"""Sentiment of tweets with BERT and DeepSpeed."""
