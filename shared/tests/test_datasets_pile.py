@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from trainyard_shared.datasets import pile
-from trainyard_shared.datasets.pile import Place, Stream
+from trainyard_shared.datasets.pile import BEGINNING, Place, Stream
 from trainyard_shared.errors import DataError
 
 
@@ -109,7 +109,7 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-def take(stream: Stream, count: int, place: Place = Place()) -> list[tuple[str, Place]]:
+def take(stream: Stream, count: int, place: Place = BEGINNING) -> list[tuple[str, Place]]:
     return [(d.text, at) for d, at in itertools.islice(stream.documents(place), count)]
 
 
@@ -169,5 +169,5 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pile.find_pile(tmp_path)
     monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
     monkeypatch.setattr(pile, "cache_dir", lambda: tmp_path / "cache")
-    with pytest.raises(DataError, match="train/00.jsonl.zst is not in .*offline mode"):
+    with pytest.raises(DataError, match=r"train/00.jsonl.zst is not in .*offline mode"):
         pile.find_pile()

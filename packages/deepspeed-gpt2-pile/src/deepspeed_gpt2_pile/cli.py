@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, generate, rate, export. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, generate, rate, export. Nothing imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def compare(argv: Sequence[str]) -> int:
         CompareConfig,
         argv,
         prog="compare",
-        description=f"{PACKAGE}: the same training with DeepSpeed and with a plain loop, or full, partial and low-rank.",
+        description=f"{PACKAGE}: the same training with DeepSpeed and plain, or full, partial and low-rank.",
     ).config
     if config.what == "tuning" and config.model is None:
         raise UsageError("error: --what tuning needs a pretrained --model, such as the folder `model` of a run")
@@ -107,7 +107,9 @@ def rate(argv: Sequence[str]) -> int:
         description=f"{PACKAGE}: a blinded sheet of texts to rate; --collect puts filled-in sheets together.",
     ).config
     if bool(config.run) == bool(config.collect):
-        raise UsageError("error: rate needs --run RUN ... to make a sheet, or --collect SHEET ... to read filled-in ones")
+        raise UsageError(
+            "error: rate needs --run RUN ... to make a sheet, or --collect SHEET ... to read filled-in ones"
+        )
     verb = "collect" if config.collect else "make_sheet"
     launch.call(f"deepspeed_gpt2_pile.rate:{verb}", config)
     return 0

@@ -29,7 +29,7 @@ class TrainConfig(RunConfig):
     mixture: tuple[str, ...] = ()
     """weights of components, as "Github=2" "Wikipedia (en)=0.5"; 1 for those not named, 0 leaves a component out"""
     num_shards: PositiveInt = 8
-    """parts into which the training data are dealt; the number of processes has to divide it, and it the global batch"""
+    """parts into which the training data are dealt; a multiple of the processes, and a divisor of the global batch"""
     num_val_documents: PositiveInt = 200
     """documents of the validation set that choose the checkpoint"""
     num_test_documents: PositiveInt | None = None

@@ -1,7 +1,7 @@
 """Documents to tokens: tokenizers, and sequences packed end to end from the shards of the training data.
 
 A training sequence has T + 1 tokens, the last of which is the first of the next: each token of the stream is a target
-once. Documents follow each other with an end-of-text token between them. Where a shard is, is a `Cursor` of five numbers.
+once. Documents follow each other with an end-of-text token between them. Where a shard is, is a `Cursor` of 5 numbers.
 
     shard 0   d0 d0 d0 <|endoftext|> d8 d8 ...     one sequence of each shard in turn makes the global batch; which
     shard 1   d1 d1 d1 d1 d1 d1 d1 d1 d1 ...       process packs it depends on the number of processes, what is in
@@ -165,8 +165,8 @@ class Packer:
 class TrainBatches:
     """This process's part of each global batch, prepared one micro-batch ahead in a thread.
 
-    Global batch g takes one sequence of each shard in turn, as many rounds as it needs. A process owns the shards of its
-    number modulo the number of processes, so it decompresses all documents, but tokenizes its own only.
+    A global batch takes one sequence of each shard in turn, as many rounds as it needs. A process owns the shards of
+    its number modulo the number of processes, so it decompresses all documents, but tokenizes its own only.
 
     Args:
         files: of the training split.
@@ -251,7 +251,7 @@ def cursors_from_json(found: dict[str, Any]) -> list[Cursor]:
     return [Cursor(**found[str(shard)]) for shard in range(len(found))]
 
 
-# ------------------------------------------------------------------------------------------------------------ evaluation
+# ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 @dataclass(frozen=True, slots=True)

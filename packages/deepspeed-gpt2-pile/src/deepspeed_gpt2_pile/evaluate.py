@@ -144,7 +144,9 @@ def _add(
         batch = waiting[begin : begin + batch_size]
         length = len(batch[-1].tokens)
         # Padding stands behind, where no token that counts can see it.
-        tokens = torch.tensor([window.tokens + [pad] * (length - len(window.tokens)) for window in batch], device=device)
+        tokens = torch.tensor(
+            [window.tokens + [pad] * (length - len(window.tokens)) for window in batch], device=device
+        )
         logits = model(input_ids=tokens[:, :-1]).logits.float()  # (B, T, V)
         nats = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(batch), -1)
         nats = nats.double().cpu()
@@ -166,7 +168,7 @@ def _together(parts: list[Any], vocab_size: int) -> Measured:
     return Measured(list(names), np.array(nats), np.array(tokens), np.array(sizes), counts)
 
 
-# ------------------------------------------------------------------------------------------------------------- baselines
+# ------------------------------------------------------------------------------------------------------------ baselines
 
 
 def unigram_bits_per_byte(
@@ -189,7 +191,8 @@ def unigram_bits_per_byte(
             break
     bits = -np.log2(seen / seen.sum())
     return {
-        name: float((count * bits).sum() / measured.of(name).bytes.sum()) for name, count in measured.token_counts.items()
+        name: float((count * bits).sum() / measured.of(name).bytes.sum())
+        for name, count in measured.token_counts.items()
     }
 
 
@@ -218,7 +221,7 @@ def compressed_bits_per_byte(files: Sequence[Path], limit: int | None) -> dict[s
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ the report
+# ----------------------------------------------------------------------------------------------------------- the report
 
 
 def save_model(model: Any, tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
@@ -265,7 +268,9 @@ def test_and_report(
         summary["tables"].append(samples(model, tokenizer, files, device))
         draw(summary, folder.plots, note)
     else:
-        protocol = f"best of all epochs on {config.num_val_documents:,} validation documents; the test set was left alone"
+        protocol = (
+            f"best of all epochs on {config.num_val_documents:,} validation documents; the test set was left alone"
+        )
         value = {"value": summary["val_bits_per_byte"], "unit": "bits/byte", "protocol": protocol}
         summary["metrics"] = {"val_bits_per_byte": value}
     if train_end_s is not None:
@@ -307,7 +312,7 @@ def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config:
         f"{measured.tokens.sum():,} tokens, each counted once; every document by itself after an end-of-text token; "
         f"context {config.context_length} tokens, stride {config.stride}"
     )
-    components = {}
+    components: dict[str, dict[str, Any]] = {}
     for name in sorted(measured.token_counts):
         own = measured.of(name)
         components[name] = {
@@ -382,9 +387,7 @@ def samples(model: Any, tokenizer: Tokenizer, files: PileFiles, device: torch.de
     return {
         "title": "Written by the model",
         "columns": ["component", "beginning (of a validation document)", "continuation"],
-        "rows": [
-            [name, prompt, text[0]] for (name, prompt), text in zip(prompts.items(), texts, strict=True)
-        ],
+        "rows": [[name, prompt, text[0]] for (name, prompt), text in zip(prompts.items(), texts, strict=True)],
         "note": f"Drawn with temperature {how.temperature}, top-k {how.top_k}, top-p {how.top_p}; not selected.",
     }
 

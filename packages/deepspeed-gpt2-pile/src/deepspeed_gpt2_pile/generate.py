@@ -18,8 +18,6 @@ from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 postpone_dynamo()  # before transformers is imported: nothing here is compiled
 
-from transformers import GenerationConfig  # noqa: E402
-
 from deepspeed_gpt2_pile import data  # noqa: E402
 from deepspeed_gpt2_pile.config import GenerateConfig, SamplingConfig, TrainConfig  # noqa: E402
 from deepspeed_gpt2_pile.model import load_trained  # noqa: E402
@@ -76,7 +74,9 @@ def beginnings(files: Sequence[Path], count: int) -> dict[str, str]:
     for document in pile.documents(files, limit=50 * count):
         if document.component not in found and len(document.text) > 2 * PROMPT_LETTERS:
             # Whole words: half a word is half a token.
-            found[document.component] = document.text[:PROMPT_LETTERS].rpartition(" ")[0] or document.text[:PROMPT_LETTERS]
+            found[document.component] = (
+                document.text[:PROMPT_LETTERS].rpartition(" ")[0] or document.text[:PROMPT_LETTERS]
+            )
         if len(found) == count:
             break
     return found
@@ -88,7 +88,9 @@ def names_of(runs: Sequence[Path]) -> dict[str, Path]:
     for run in runs:
         folder = next((path for path in (run / MODEL, run) if (path / "model.safetensors").is_file()), None)
         if folder is None:
-            raise DataError(f"error: {run}: holds no trained model: neither {MODEL}/model.safetensors nor one of its own")
+            raise DataError(
+                f"error: {run}: holds no trained model: neither {MODEL}/model.safetensors nor one of its own"
+            )
         name = run.resolve().name
         if name in folders:
             raise UsageError(f"error: --run: two folders are called {name}: the names must differ")
@@ -115,6 +117,8 @@ def continuations(
     Raises:
         UsageError: a prompt leaves no room in the model's context.
     """
+    from transformers import GenerationConfig
+
     end = data.end_of_text(tokenizer)
     random_state = torch.get_rng_state()
     was_training = model.training
@@ -141,7 +145,9 @@ def continuations(
         torch.manual_seed(config.seed * 1_000_003 + number)
         tokens = torch.tensor([ids], device=device)
         with torch.inference_mode():
-            written = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=how, use_cache=True)
+            written = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), generation_config=how, use_cache=True
+            )
         texts.append([_until_end(tokenizer, row[len(ids) :].tolist(), end) for row in written])
     model.train(was_training)
     torch.set_rng_state(random_state)

@@ -3,20 +3,27 @@
 B: sequences in a micro-batch, T: tokens of a sequence, V: size of the vocabulary.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from trainyard_shared.console import say
 from trainyard_shared.datasets.fetch import is_offline
 from trainyard_shared.errors import DataError, UsageError
 from trainyard_shared.tensors.memory import saved_bytes
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from deepspeed_gpt2_pile.config import TrainConfig
+if not torch.cuda.is_available():
+    # transformers imports accelerate, and that DeepSpeed, which looks for accelerators unless it is told.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_LOG_LEVEL", "error")
+
+import transformers  # noqa: E402
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel  # noqa: E402
+
+from deepspeed_gpt2_pile.config import TrainConfig  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The linear layers of a GPT-2 block: attention in and out, feed-forward in and out.

@@ -5,7 +5,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
     start                DeepSpeed joins the processes; on a CPU it has to be kept from compiling extensions
     complete             its JSON config, of which the project's config fills in what says "auto"
     from_pretrained      under ZeRO-3 each tensor of a pretrained model is shared out as soon as it is read
-    initialize           from here on the engine holds the model, the optimizer and the gradients, each process its share
+    initialize           from here on the engine holds model, optimizer and gradients, each process its share
     engine(...)          ZeRO-3 gathers each layer's parameters before it computes and lets them go after
     engine.backward      divides by the accumulation steps; gradients are reduced to the process that owns them
     engine.step          counts micro-batches by itself and makes an optimizer step after the last
@@ -78,12 +78,14 @@ def train(parsed: Parsed[TrainConfig]) -> None:
 def start(device: torch.device, timeout_s: float) -> None:
     """[deepspeed] Join the other processes, which the launcher has named in RANK, WORLD_SIZE, MASTER_ADDR and so on."""
     os.environ.setdefault("LOCAL_RANK", "0")
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed", category=FutureWarning)
     import deepspeed
 
+    if device.type == "cpu":
+        # It has chosen a GPU if there is one, whatever --device says.
+        from deepspeed.accelerator import cpu_accelerator, set_accelerator
+
+        set_accelerator(cpu_accelerator.CPU_Accelerator())
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -355,7 +357,7 @@ class Run:
                 save_file(self.best_weights, folder / BEST)
 
     def resume(self, checkpoint: Path | None) -> list[data.Cursor]:
-        """Go on from a checkpoint, if there is one, also with another number of processes; return where the data are."""
+        """Go on from a checkpoint, if there is one, also of another number of processes; return where the data are."""
         config = self.config
         if checkpoint is None:
             torch.manual_seed(config.seed * 1_000_003 + self.rank)  # dropout falls elsewhere on each process
@@ -365,8 +367,8 @@ class Run:
         facts = manifest(checkpoint)
         if (facts["engine"], facts["stage"]) != (config.engine, self.stage):
             raise UsageError(
-                f"error: --resume: the checkpoint is one of engine {facts['engine']}, stage {facts['stage']}, and holds "
-                f"its state in another form than {config.engine}, stage {self.stage}; continue as it began"
+                f"error: --resume: the checkpoint is one of engine {facts['engine']}, stage {facts['stage']}, and "
+                f"holds its state in another form than {config.engine}, stage {self.stage}; continue as it began"
             )
         if len(facts["cursors"]) != config.num_shards:
             raise UsageError(
@@ -393,8 +395,8 @@ class Run:
         else:
             torch.manual_seed(config.seed * 1_000_003 + self.rank + self.step)
             self.warn(
-                f"resumed with {self.world_size} processes; before: {facts['world_size']}. Every shard of the data goes "
-                "on at its token; only dropout falls on other units"
+                f"resumed with {self.world_size} processes; before: {facts['world_size']}. Every shard of the data "
+                "goes on at its token; only dropout falls on other units"
             )
         if facts["global_batch_size"] != self.global_batch_size:
             self.warn(
@@ -594,7 +596,11 @@ def convert_to_universal(folder: Path, to: Path, stage: int) -> None:
         strict=True,
         inject_missing_state=stage < 3,  # what the stages below 3 do not write, since Megatron would
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         ds_to_universal.main(arguments)
 
 

@@ -75,6 +75,9 @@ class Place:
     line: int = 0
 
 
+BEGINNING = Place()
+
+
 class Stream:
     """The documents of one shard of a split, pass after pass without end.
 
@@ -106,7 +109,7 @@ class Stream:
         self.weights = dict(weights or {})
         self.largest = max(1.0, *self.weights.values()) if self.weights else 1.0
 
-    def documents(self, place: Place = Place()) -> Iterator[tuple[Document, Place]]:
+    def documents(self, place: Place = BEGINNING) -> Iterator[tuple[Document, Place]]:
         """Yield the documents from `place` on, each with its own place."""
         epoch = place.epoch
         while True:
@@ -116,7 +119,7 @@ class Stream:
             for number in range(place.file, len(order)):
                 path = self.files[order[number]]
                 first_line = place.line
-                place = Place()  # only the first file is entered in its middle
+                place = BEGINNING  # only the first file is entered in its middle
                 for line, content in numbered_lines(path, first_line):
                     if (line - 1) % self.num_shards != self.shard:
                         continue
@@ -129,7 +132,7 @@ class Stream:
                     f"{self.files[0].parent}: shard {self.shard} of {self.num_shards} has no document in a whole pass: "
                     "there are too few documents, or the mixture leaves all of them out."
                 )
-            place, epoch = Place(), epoch + 1
+            place, epoch = BEGINNING, epoch + 1
 
     def _is_kept(self, component: str, epoch: int, file: int, line: int) -> bool:
         share = self.weights.get(component, 1.0) / self.largest
@@ -346,7 +349,8 @@ def _find(folder: Path) -> PileFiles:
     origin = read_origin(folder)
     is_sample = origin is not None and origin.startswith(GENERATED)
     source = f"{origin} ({folder})" if is_sample else f"files in the form of {TITLE}, {origin or 'local'} ({folder})"
-    return PileFiles("pile", "sample" if is_sample else "real", source, *splits.values(), ())
+    kind: Literal["real", "sample"] = "sample" if is_sample else "real"
+    return PileFiles("pile", kind, source, splits["train"], splits["val"], splits["test"], ())
 
 
 def _files_of(folder: Path, split: str) -> tuple[Path, ...]:
