@@ -123,8 +123,8 @@ def conclusions(rows: list[dict[str, Any]], what: str) -> list[str]:
 
     sentences = [
         f"{row['variant']}: {mean(row, 'tokens_per_second') / mean(base, 'tokens_per_second'):.2f} times the "
-        f"throughput of {base['variant']}, {mean(row, 'state_bytes') / mean(base, 'state_bytes'):.0%} of the bytes of its "
-        "state."
+        f"throughput of {base['variant']}, {mean(row, 'state_bytes') / mean(base, 'state_bytes'):.0%} of the bytes of "
+        "its state."
         for row in rows[1:]
     ]
     values_of = {row["variant"]: row["values"]["test_bits_per_byte"] for row in rows}

@@ -20,10 +20,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "error")
 
-import transformers  # noqa: E402
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel  # noqa: E402
+import transformers
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from deepspeed_gpt2_pile.config import TrainConfig  # noqa: E402
+from deepspeed_gpt2_pile.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The linear layers of a GPT-2 block: attention in and out, feed-forward in and out.
