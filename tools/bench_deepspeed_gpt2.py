@@ -149,6 +149,8 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
             return list(itertools.islice(documents(), count))
         return [row for _ in range(count // config.micro_batch_size) for row in run.batches.next().tolist()]
 
+    counted = 0
+
     def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
         nonlocal counted
         counted += sum(map(len, batch)) - len(batch)  # the first of a row is no target
@@ -160,7 +162,6 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
     settings_file = folder / "trainer.json"
     settings = run.settings_for(run.whole) | {"train_batch_size": "auto"}
     settings_file.write_text(json.dumps(settings))
-    counted = 0
 
     class Clock(transformers.TrainerCallback):
         """Measures from the first step to the last: Trainer's start is not to count."""

@@ -25,6 +25,12 @@ SMALL = to_flags(
 
 
 @pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Flags of a run of a few seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run of two processes under ZeRO-3; tests only read it."""
     out_dir = tmp_path_factory.mktemp("trained")

@@ -15,7 +15,7 @@ postpone_dynamo()  # before transformers is imported: nothing here is compiled
 from deepspeed_gpt2_pile import data, evaluate, model  # noqa: E402
 from deepspeed_gpt2_pile.config import ExportConfig, TrainConfig  # noqa: E402
 from deepspeed_gpt2_pile.plain import STATE  # noqa: E402
-from deepspeed_gpt2_pile.train import TAG  # noqa: E402
+from deepspeed_gpt2_pile.train import TAG, read_as_data  # noqa: E402
 
 
 def export(run: Path, config: ExportConfig) -> None:
@@ -58,12 +58,13 @@ def find(run: Path, step: int | None) -> Path:
 
 def weights_in(checkpoint: Path) -> dict[str, Any]:
     """Return the whole weights in fp32 by name, from the shares of all processes."""
+    read_as_data()
     facts = manifest(checkpoint)
     if facts["engine"] == "ddp":
         return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["model"]
     if facts["stage"] == 0:
         # [deepspeed] Stage 0 shares nothing out: rank 0 has written the whole module.
-        state = torch.load(checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        state = torch.load(checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
         return {name: tensor.float() for name, tensor in state["module"].items()}
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

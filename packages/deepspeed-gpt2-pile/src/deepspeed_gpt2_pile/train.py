@@ -17,6 +17,7 @@ import datetime
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -32,7 +33,7 @@ from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import Parsed, to_yaml
 from trainyard_shared.datasets.pile import PileFiles
-from trainyard_shared.errors import TrainyardError, UsageError
+from trainyard_shared.errors import DataError, TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
 from trainyard_shared.tensors.checkpointing import newest_for_all, written_by_all
 from trainyard_shared.tensors.quick_start import postpone_dynamo
@@ -87,10 +88,24 @@ def start(device: torch.device, timeout_s: float) -> None:
 
         set_accelerator(cpu_accelerator.CPU_Accelerator())
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    read_as_data()
     # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
+
+
+def read_as_data() -> None:
+    """[deepspeed] Let torch.load, whatever DeepSpeed tells it, take nothing but numbers and a few classes of DeepSpeed.
+
+    DeepSpeed asks for its checkpoints as pickles, which could run any code. Anything else in one is an error then.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.device) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.devic
         "zero_optimization.offload_optimizer.pin_memory": not on_cpu,
         "zero_optimization.offload_param.pin_memory": not on_cpu,
     }
-    later = {f"zero_optimization.{name}": deepspeed_json.AUTO for name in sizes(1, 1, on_cpu)}
+    later = {f"zero_optimization.{name}": deepspeed_json.AUTO for name in sizes(1, 1, 1, on_cpu)}
     return deepspeed_json.complete(
         settings,
         file.name,
@@ -132,20 +147,22 @@ def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.devic
     )
 
 
-def sizes(largest: int, hidden_size: int, on_cpu: bool) -> dict[str, int]:
+def sizes(largest: int, largest_trained: int, hidden_size: int, on_cpu: bool) -> dict[str, int]:
     """[deepspeed] Return what "auto" means for the sizes of buckets, in numbers, not bytes.
 
     On GPUs as the transformers library chooses them, from the width of the model. On a CPU nothing is gained by
-    sending much at once: buckets hold the largest parameter, and ZeRO-3 keeps and fetches nothing but what computes.
+    sending much at once: buckets hold the largest parameter, those of gradients the largest that is trained, and
+    ZeRO-3 keeps and fetches nothing but what computes.
     """
     if on_cpu:
-        bucket, prefetch, persistence, live = largest, 0, 0, 0
+        reduce, gather = largest_trained, largest
+        prefetch, persistence, live = 0, 0, 0
     else:
-        bucket = max(largest, hidden_size * hidden_size)
+        reduce = gather = max(largest, hidden_size * hidden_size)
         prefetch, persistence, live = int(0.9 * hidden_size**2), 10 * hidden_size, 10**9
     return {
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "reduce_bucket_size": reduce,
+        "allgather_bucket_size": gather,
         "stage3_prefetch_bucket_size": prefetch,
         "stage3_param_persistence_threshold": persistence,
         "stage3_max_live_parameters": live,
@@ -222,7 +239,8 @@ class Run:
     def settings_for(self, module: Any) -> dict[str, Any]:
         """[deepspeed] Return the JSON config with the sizes that follow from the model."""
         largest = max(p.numel() for p in module.parameters())
-        chosen = sizes(largest, self.model_settings.n_embd, self.device.type == "cpu")
+        largest_trained = max(p.numel() for p in module.parameters() if p.requires_grad)
+        chosen = sizes(largest, largest_trained, self.model_settings.n_embd, self.device.type == "cpu")
         stated = self.settings.get("zero_optimization", {})
         filled = {name: chosen[name] if value == deepspeed_json.AUTO else value for name, value in stated.items()}
         return self.settings | {"zero_optimization": filled}
@@ -375,12 +393,15 @@ class Run:
                 f"error: --resume: num_shards is {config.num_shards}, in the checkpoint {len(facts['cursors'])}: the "
                 "documents are dealt out to these; continue as it began"
             )
-        if config.engine == "ddp":
-            self.engine.load_checkpoint(checkpoint)
-        elif facts["world_size"] == self.world_size or self.stage == 0:  # at stage 0 each process has everything
-            self.engine.load_checkpoint(str(checkpoint), tag=TAG)
-        else:
-            self.load_universal(checkpoint)
+        try:
+            if config.engine == "ddp":
+                self.engine.load_checkpoint(checkpoint)
+            elif facts["world_size"] == self.world_size or self.stage == 0:  # at stage 0 each process has everything
+                self.engine.load_checkpoint(str(checkpoint), tag=TAG)
+            else:
+                self.load_universal(checkpoint)
+        except pickle.UnpicklingError as error:
+            raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
         self.step = facts["step"]
         if facts["best"]["epoch"]:
             self.best = facts["best"]
@@ -468,6 +489,11 @@ class Run:
             predicted = zero.predicted_bytes(self.num_trained, self.stage, self.world_size, config.precision)
             held_whole = zero.predicted_bytes(self.num_parameters, self.stage, self.world_size, config.precision)
             predicted["parameters"] = held_whole["parameters"]  # frozen ones, too
+            if self.stage == 1:
+                # [deepspeed] The formula has whole gradients at stage 1. Those of the others are there during the
+                # backward pass; at its end DeepSpeed lets go of them, as at stage 2.
+                as_stage_2 = zero.predicted_bytes(self.num_trained, 2, self.world_size, config.precision)
+                predicted["gradients"] = as_stage_2["gradients"]
         if config.tuning == "full":
             predicted["activations"] = model.predicted_activation_bytes(self.model_settings, config)
         return predicted
