@@ -95,10 +95,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
         cases = {}
         for name, overrides in CASES[world_size].items():
             run_dir = f"{name}-{world_size}"
-            if name.endswith("continued"):
+            if name.endswith("continued"):  # from step 3 on, as if it had been killed after that
                 shutil.copytree(folder / f"{name.removesuffix(' continued')}-2", folder / run_dir)
-                # As if it had been killed between step 3 and step 6.
-                shutil.rmtree(folder / run_dir / "checkpoints" / "step-00000006")
             fault = name if name in FAULTS else None
             config = {"micro_batch_size": 4} | BASE | overrides
             if config.get("model") == "PRETRAINED":
@@ -190,7 +188,7 @@ def test_evaluation_counts_each_byte_once_for_any_number_of_processes(outcomes: 
 def test_a_process_holds_what_was_predicted(outcomes: dict, name: str) -> None:
     outcome = outcomes[2][name]
     for part, measured in outcome["bytes"].items():
-        assert measured == pytest.approx(outcome["predicted"][part], rel=0.05), part
+        assert measured == pytest.approx(outcome["predicted"][part], rel=0.05 if name == "zero3 lora" else 0.01), part  # slices are padded: of 32 numbers, that is much
 
 
 def test_each_stage_shares_out_more(outcomes: dict) -> None:
@@ -199,7 +197,7 @@ def test_each_stage_shares_out_more(outcomes: dict) -> None:
         stage: {part for part in found if found[part] < 0.55 * held["zero0"][part]} for stage, found in held.items()
     }
     assert halved["zero0"] == set()
-    assert halved["zero2"] == {"gradients"}
+    assert halved["zero1"] == halved["zero2"] == {"gradients"}
     assert halved["zero3"] == {"gradients", "parameters"}
     # From stage 1 on the optimizer has a second copy of the parameters: 12 bytes each, shared out, instead of 8.
     for stage in ("zero1", "zero2", "zero3"):

@@ -83,7 +83,7 @@ class TrainConfig(RunConfig):
     """keep only the inputs of each layer for the backward pass and compute the rest again: less memory, more time"""
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     """who makes the steps; ddp: PyTorch's DistributedDataParallel, to compare with"""
-    deepspeed: str = "zero2"
+    deepspeed: str = "zero3"
     """preset (zero0, zero1, zero2, zero3, zero3_offload, zero3_offload_all) or JSON file of DeepSpeed"""
 
     eval_stride: Annotated[int, Field(ge=1)] | None = None

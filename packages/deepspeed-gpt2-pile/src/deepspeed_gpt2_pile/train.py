@@ -72,6 +72,8 @@ def train(parsed: Parsed[TrainConfig]) -> None:
             run.train_epoch(progress)
             run.validate(progress)
             run.save()
+            if run.stopping and run.step < run.total_steps:
+                raise launch.Interrupted
     run.finish()
     launch.leave_together()
 
@@ -189,7 +191,7 @@ class Run:
         self.make_model()
         self.predicted_bytes = self.predict_bytes()
 
-        self.step = 0
+        self.step, self.stopping = 0, False
         self.best: dict[str, Any] = {"bits_per_byte": math.inf, "epoch": 0}
         self.best_weights: dict[str, torch.Tensor] | None = None  # on rank 0
         self.held: dict[str, int] | None = None
@@ -305,10 +307,12 @@ class Run:
                 self.log(progress, total / count, tokens_since / (now - since))
                 since, steps_since = now, 0
                 loss_sum, loss_count = torch.zeros_like(loss_sum), 0
-                if stop:
+                # At the end of an epoch, validation comes first: a continued run would not make up for it.
+                self.stopping = bool(stop)
+                if stop and self.step < until:
                     self.save()
                     raise launch.Interrupted
-            if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+            if config.checkpoint_every and self.step % config.checkpoint_every == 0 and self.step < until:
                 self.save()
                 since = time.perf_counter()
 
@@ -489,14 +493,29 @@ class Run:
             predicted = zero.predicted_bytes(self.num_trained, self.stage, self.world_size, config.precision)
             held_whole = zero.predicted_bytes(self.num_parameters, self.stage, self.world_size, config.precision)
             predicted["parameters"] = held_whole["parameters"]  # frozen ones, too
-            if self.stage == 1:
-                # [deepspeed] The formula has whole gradients at stage 1. Those of the others are there during the
-                # backward pass; at its end DeepSpeed lets go of them, as at stage 2.
-                as_stage_2 = zero.predicted_bytes(self.num_trained, 2, self.world_size, config.precision)
-                predicted["gradients"] = as_stage_2["gradients"]
+            if self.stage in (1, 2):
+                predicted["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
         if config.tuning == "full":
             predicted["activations"] = model.predicted_activation_bytes(self.model_settings, config)
         return predicted
+
+    def gradients_of_slice(self) -> int:
+        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
+
+        Both cut the flattened parameters of each group into equal slices, and keep the gradients of all parameters
+        that a slice touches: of one that is cut in two, both processes keep the whole. The formula of ZeRO is this
+        without the cuts, which weigh little where no parameter is large beside the model. (By the formula, stage 1
+        holds all gradients; it does so only until the end of the backward pass.)
+        """
+        held = 0
+        for group in model.parameter_groups(self.whole, self.config.weight_decay):
+            numbers = [parameter.numel() for parameter in group["params"]]
+            length = -(-sum(numbers) // self.world_size)
+            begin, end, at = self.rank * length, (self.rank + 1) * length, 0
+            for number in numbers:
+                held += number if at < end and at + number > begin else 0
+                at += number
+        return held
 
     def announce(self) -> None:
         """Pre-flight: say what is about to happen, and write it down."""
