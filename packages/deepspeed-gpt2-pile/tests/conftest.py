@@ -7,6 +7,8 @@ import pytest
 from trainyard_shared.config import to_flags
 from trainyard_shared.testing import run, run_folder, script
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of tiny models wait for each other
+
 # Flags of a run of a few seconds.
 SMALL = to_flags(
     {

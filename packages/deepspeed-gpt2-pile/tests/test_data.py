@@ -92,7 +92,7 @@ def test_packing_goes_on_from_any_cursor(files: PileFiles, length: int) -> None:
         assert [again.next() for _ in range(60 - index)] == sequences[index:]
 
 
-def batches_of_all(files: PileFiles, world_size: int, micro: int, accumulation: int, steps: int) -> list[set]:
+def batches_of_all(files: PileFiles, world_size: int, micro: int, accumulation: int, steps: int) -> list[list]:
     config = TrainConfig(
         micro_batch_size=micro, gradient_accumulation_steps=accumulation, num_shards=4, context_length=16
     )
@@ -102,7 +102,7 @@ def batches_of_all(files: PileFiles, world_size: int, micro: int, accumulation: 
         for rank in range(world_size)
     ]
     return [
-        {tuple(row) for batches in ranks for _ in range(accumulation) for row in batches.next().tolist()}
+        sorted(row for batches in ranks for _ in range(accumulation) for row in batches.next().tolist())
         for _ in range(steps)
     ]
 

@@ -187,8 +187,9 @@ def test_evaluation_counts_each_byte_once_for_any_number_of_processes(outcomes: 
 )
 def test_a_process_holds_what_was_predicted(outcomes: dict, name: str) -> None:
     outcome = outcomes[2][name]
+    tolerance = 0.05 if name == "zero3 lora" else 0.01  # slices are padded: of 32 numbers, that is much
     for part, measured in outcome["bytes"].items():
-        assert measured == pytest.approx(outcome["predicted"][part], rel=0.05 if name == "zero3 lora" else 0.01), part  # slices are padded: of 32 numbers, that is much
+        assert measured == pytest.approx(outcome["predicted"][part], rel=tolerance), part
 
 
 def test_each_stage_shares_out_more(outcomes: dict) -> None:

@@ -184,11 +184,11 @@ def unigram_bits_per_byte(
     stream = pile.Stream(files.train, weights=weights_of(config.mixture), seed=config.seed)
     total = 0
     for document, place in stream.documents():
+        if total >= UNIGRAM_TOKENS or place.epoch > 0:
+            break
         ids = tokenizer.encode(document.text, add_special_tokens=False).ids
         np.add.at(seen, ids, 1)
         total += len(ids)
-        if total >= UNIGRAM_TOKENS or place.epoch > 0:
-            break
     bits = -np.log2(seen / seen.sum())
     return {
         name: float((count * bits).sum() / measured.of(name).bytes.sum())
