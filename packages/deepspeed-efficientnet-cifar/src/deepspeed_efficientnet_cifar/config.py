@@ -27,6 +27,15 @@ Model = Literal[
     "efficientnet_b5",
     "efficientnet_b6",
     "efficientnet_b7",
+    "tf_efficientnet_lite0",
+    "tf_efficientnet_b0",
+    "tf_efficientnet_b1",
+    "tf_efficientnet_b2",
+    "tf_efficientnet_b3",
+    "tf_efficientnet_b4",
+    "tf_efficientnet_b5",
+    "tf_efficientnet_b6",
+    "tf_efficientnet_b7",
 ]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=32, le=1024)]
@@ -44,7 +53,8 @@ class TrainConfig(RunConfig):
     """training images to use, a random part, the same for every seed; 0 for all"""
 
     model: Model = "efficientnet_b0"
-    """EfficientNet of timm, or tiny: its building blocks in a network of 80 thousand parameters"""
+    """EfficientNet of timm (tf_: with the padding of TensorFlow, where its weights came from there), or tiny: the same
+    building blocks in a network of 52 thousand parameters"""
     weights: str = "none"
     """pretrained weights: none, hub (those of timm), or a file or folder that holds them"""
     image_size: ImageSize = 224
