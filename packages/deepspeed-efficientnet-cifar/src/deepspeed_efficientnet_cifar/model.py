@@ -193,7 +193,13 @@ def from_legacy(found: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]
             }
             new = ".".join(["blocks", *blocks[int(number)], layers.get(layer, layer), *tail])
         else:
-            outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+            outer = {
+                "_conv_stem": "conv_stem",
+                "_bn0": "bn1",
+                "_conv_head": "conv_head",
+                "_bn1": "bn2",
+                "_fc": "classifier",
+            }
             new = ".".join([outer.get(part, part), *rest])
         translated[new] = tensor
     return translated

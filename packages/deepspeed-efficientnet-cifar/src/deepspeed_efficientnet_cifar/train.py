@@ -168,7 +168,9 @@ class Run:
         images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
         train_index, val_index = split(num_images, config.num_val)
         if config.num_train > len(train_index):
-            raise UsageError(f"error: num_train: {config.num_train} is not allowed: there are {len(train_index)} images")
+            raise UsageError(
+                f"error: num_train: {config.num_train} is not allowed: there are {len(train_index)} images"
+            )
         train_index = train_index[: config.num_train or None]
         self.val = (images[val_index], labels[val_index])
         self.preparation = model.preparation(config)
