@@ -50,6 +50,28 @@ def plain(config: TrainConfig, run: Run) -> dict:
     return {"losses": dict(enumerate(losses, start=1)), "average": flat(averages), "weights": flat(now)}
 
 
+def note_gradient_norms(run: Run) -> list:
+    """Let the engine write down the norm of the gradients, before clipping, of each optimizer step."""
+    step, norms = run.engine.step, []
+
+    def noted() -> None:
+        before = run.engine.global_steps
+        step()
+        if run.engine.global_steps > before:
+            norms.append(float(run.engine.get_global_grad_norm() or 0.0))
+
+    run.engine.step = noted
+    return norms
+
+
+def start_from(run: Run, seed: int) -> None:
+    """Begin with the weights of another seed, so that nothing but the order of the images differs."""
+    torch.manual_seed(seed)
+    other = model.make(run.config, 10)
+    run.engine.load_module_state_dict(other.state_dict())
+    run.engine.optimizer.refresh_fp32_params()
+
+
 def initial_weights(config: TrainConfig) -> dict:
     torch.manual_seed(config.seed)
     return {name: p.detach().double() for name, p in model.make(config, 10).named_parameters()}
@@ -78,6 +100,9 @@ def main(folder: Path, cases: dict) -> None:
             # What `engine.backward` does for accumulation, left out.
             backward = run.engine.backward
             run.engine.backward = lambda loss, backward=backward: backward(loss, scale_wrt_gas=False)
+        norms = note_gradient_norms(run)
+        if "weights_of_seed" in case:
+            start_from(run, case["weights_of_seed"])
         images = torch.from_numpy(run.dataset.train_images[:101])
         run.whole.load_state_dict(run.gather_weights(averaged=False))
         before = evaluate.predict(run.whole, run.preparation, images, 10, config.precision, CPU).logits
@@ -102,6 +127,7 @@ def main(folder: Path, cases: dict) -> None:
                 "losses": {r["step"]: r["loss"] for r in read_records(run_dir) if r["kind"] == "train"},
                 "weights": flat(parameters_of(run, weights)),
                 "average": flat(parameters_of(run, averaged)),
+                "gradient_norms": norms,
                 "untouched": flat(again) == flat(weights),
                 "statistics": [own.tolist() for own in statistics],
                 "gathered_statistics": weights["bn2.running_mean"].tolist(),

@@ -20,7 +20,7 @@ BASE = {
     # A batch must not depend on how it is cut: with statistics of its own, each micro-batch is another function.
     "frozen_batchnorm": True,
     "precision": "fp32",
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
     "ema_decay": 0.7,
 }
 ZERO = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -37,7 +37,8 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
             f"{name} accumulated": {"config": {**ACCUMULATED, "deepspeed": name}}
             for name in ("zero0", "zero2", "zero3")
         },
-        "wrong accumulation": {"config": {**ACCUMULATED, "max_grad_norm": 0.05}, "fault": "loss not divided"},
+        "wrong accumulation": {"config": {**ACCUMULATED}, "fault": "loss not divided"},
+        "other images": {"config": {"micro_batch_size": 16, "seed": 1}, "weights_of_seed": 0},
         "checkpointing": {"config": {"micro_batch_size": 16, "activation_checkpointing": True}},
         "bf16": {"config": {"micro_batch_size": 16, "precision": "bf16"}},
         "bf16 zero3": {"config": {"micro_batch_size": 16, "precision": "bf16", "deepspeed": "zero3"}},
@@ -98,7 +99,7 @@ def test_every_stage_of_zero_computes_the_same(outcomes: dict, name: str) -> Non
     whole, shared = outcomes[2]["zero0"], outcomes[2][name]
     assert len(losses(whole)) == 8, "256 images in batches of 32"
     assert losses(shared) == pytest.approx(losses(whole), abs=1e-5)
-    assert distance(shared["average"], whole["average"]) < 1e-3
+    assert distance(shared["average"], whole["average"]) < 2e-4
 
 
 @pytest.mark.parametrize("name", ["zero0", "zero2"])
@@ -117,11 +118,18 @@ def test_accumulation_equals_one_large_batch(outcomes: dict, name: str) -> None:
     assert losses(outcomes[2][f"{name} accumulated"]) == pytest.approx(losses(outcomes[2]["zero0"]), abs=5e-5)
 
 
-def test_a_loss_that_is_not_divided_would_be_noticed(outcomes: dict) -> None:
-    # Adam does not feel the scale of gradients, clipping does not either: what gives it away is its epsilon alone.
-    # So the proof is a comparison of weights, with a bound that the right run keeps.
-    wrong, right = outcomes[2]["wrong accumulation"], outcomes[2]["zero2"]
-    assert distance(wrong["weights"], right["weights"]) > 1e-5
+def test_a_loss_that_is_not_divided_is_noticed(outcomes: dict) -> None:
+    # Adam hardly feels the scale of gradients, so losses would not tell; the norm that clipping looks at does.
+    right, wrong = outcomes[2]["zero2"]["gradient_norms"], outcomes[2]["wrong accumulation"]["gradient_norms"]
+    assert len(right) == 8
+    assert outcomes[2]["zero2 accumulated"]["gradient_norms"] == pytest.approx(right, rel=1e-3)
+    assert wrong[0] == pytest.approx(2 * right[0], rel=1e-3)
+
+
+def test_other_images_would_give_other_losses_and_weights(outcomes: dict) -> None:
+    one, other = outcomes[2]["zero2"], outcomes[2]["other images"]
+    assert max(abs(a - b) for a, b in zip(losses(one), losses(other), strict=True)) > 1e-3
+    assert distance(one["average"], other["average"]) > 5e-3
 
 
 def test_activation_checkpointing_computes_the_same(outcomes: dict) -> None:
@@ -140,8 +148,8 @@ def test_bf16_stays_close_to_fp32(outcomes: dict, name: str) -> None:
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
 def test_the_moving_average_is_that_of_the_definition(outcomes: dict, name: str) -> None:
     found, plain = outcomes[2][name], outcomes[1]["plain"]
-    assert distance(found["average"], plain["average"]) < 1e-3
-    assert distance(found["average"], found["weights"]) > 5e-3, "the average is something else than the weights"
+    assert distance(found["average"], plain["average"]) < 2e-4
+    assert distance(found["average"], found["weights"]) > 5e-4, "the average is something else than the weights"
     assert found["untouched"], "looking at the average leaves the weights as they were, bit for bit"
 
 

@@ -197,3 +197,9 @@ class SearchConfig:
     """folder for the search"""
     resume: Path | None = None
     """search folder to continue"""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "label_smoothing"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"--{name.replace('_', '-')}: {low:g} is more than {high:g}")

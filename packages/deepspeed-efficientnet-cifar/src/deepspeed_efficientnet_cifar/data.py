@@ -130,7 +130,8 @@ def mixed(images: Tensor, labels: Tensor, config: TrainConfig, rng: np.random.Ge
         Images and labels of the same shapes.
     """
     cut = bool(config.cutmix_alpha) and (not config.mixup_alpha or rng.random() < 0.5)
-    share = float(rng.beta(*(2 * [config.cutmix_alpha if cut else config.mixup_alpha])))
+    alpha = config.cutmix_alpha if cut else config.mixup_alpha
+    share = float(rng.beta(alpha, alpha))
     others = images.roll(1, dims=0)
     if cut:
         side = images.shape[-1]
