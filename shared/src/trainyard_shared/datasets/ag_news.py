@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from trainyard_shared.datasets import headlines
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -443,7 +444,7 @@ def _finish(folder: Path, found: _Found) -> NewsDataset:
         origin = "local files" + ("" if found.is_whole else f", {found.size}") + ", "
         origin += f"{' and '.join(f'{split}.csv' for split in same) or 'none'} equal to the original"
     return NewsDataset(
-        name="ag_news",
+        name="ag-news",
         kind="sample" if is_sample else "real",
         source=f"{origin} ({folder})" if is_sample else f"{TITLE}, {origin} ({folder})",
         train_texts=train.texts,
@@ -500,3 +501,37 @@ def _read_parquet(path: Path) -> _Articles:
     if empty := [row for row, text in enumerate(texts) if not isinstance(text, str)]:
         raise DataError(f"{path}: row {empty[0]} has no text.")
     return _Articles(texts, labels)
+
+
+def _download(config: DownloadConfig) -> str:
+    return load_ag_news(offline=config.offline).source
+
+
+def _check(folder: Path) -> str:
+    found = _find(folder)
+    if found is None or not found.is_whole:
+        raise DataError(f"{folder} is not the whole data set" + (f": {found.size}" if found else ""))
+    return _finish(folder, found).source
+
+
+ENTRIES = (
+    Entry(
+        name="ag-news",
+        title=TITLE,
+        task="text classification: topic of a news article",
+        size=" and ".join(f"{NUM_ARTICLES[split]:,} {split} articles" for split in SPLITS) + f", {len(CLASS_NAMES)} topics",
+        licence=LICENCE,
+        terms="name the paper of the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("Hugging Face Hub", tuple(File(HUB[split], f"sha256 {HUB_SHA256[split]}") for split in SPLITS)),
+            Place("GitHub", tuple(File(GITHUB[split], f"md5 {ORIGINAL_MD5[split]}") for split in SPLITS)),
+            Place("Kaggle", tuple(File(KAGGLE[split]) for split in SPLITS)),
+        ),
+        verified="sha256 or md5 of each file; from Kaggle, the number of articles of each split and topic",
+        folder="ag_news",
+        contents=("articles",),
+        download=_download,
+        check=_check,
+    ),
+)

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainyard_shared.datasets import shops
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -51,6 +52,7 @@ CITATION = (
 )
 
 TITLE = "M5"
+NUM_SERIES = 30_490
 NUM_SERIES, NUM_DAYS, HORIZON = 30_490, 1_941, 28
 CALENDAR, PRICES = "calendar.csv", "sell_prices.csv"
 SALES = {"evaluation": "sales_train_evaluation.csv", "validation": "sales_train_validation.csv"}
@@ -764,3 +766,42 @@ def _keep(files: list[Path], folder: Path, origin: str) -> None:
         for path in files:
             path.rename(draft / path.name)
         write_origin(draft, origin)
+
+
+def _download(config: DownloadConfig) -> str:
+    return load_m5(offline=config.offline).source
+
+
+def _check(folder: Path) -> str:
+    data = _load_local(folder)
+    if (found := data.sales.units.shape[0]) != NUM_SERIES:
+        raise DataError(f"{folder} is not the whole data set: it has {found:,} of {NUM_SERIES:,} series")
+    return data.source
+
+
+def _originals(sources: Mapping[str, Source]) -> tuple[File, ...]:
+    return tuple(File(source, f"sha256 {ORIGINALS[name][1]}", ORIGINALS[name][0]) for name, source in sources.items())
+
+
+ENTRIES = (
+    Entry(
+        name="m5",
+        title="M5: daily sales of Walmart",
+        task="forecasting: 28 days of unit sales",
+        size=f"{NUM_SERIES:,} series of products in stores over 1,941 days, with prices and a calendar",
+        licence=LICENCE,
+        terms="accept the competition's rules at Kaggle; the copies are of the same files",
+        citation=CITATION,
+        places=(
+            Place("Kaggle", _originals(KAGGLE)),
+            Place("a copy on the Hugging Face Hub", _originals(HUB)),
+            Place(NIXTLA.name, (File(NIXTLA, f"git blob {NIXTLA_BLOB}"),)),
+            Place(ZENODO.name, (File(ZENODO, f"md5 {ZENODO_MD5}"),)),
+        ),
+        verified="sha256 of each file, or checksum of the archive; the three files have to go together",
+        folder="m5",
+        contents=("sales",),
+        download=_download,
+        check=_check,
+    ),
+)

@@ -16,9 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from trainyard_shared.datasets import articles, opinions, wikitext
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from trainyard_shared.config import CONFIG
+from trainyard_shared.datasets import articles, entry, opinions, wikitext
 from trainyard_shared.datasets.fetch import HubFile, SourceError, building, cache_dir, download, is_offline, locked
 from trainyard_shared.datasets.fetch import try_in_order as first_that_works
 from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, write_origin
@@ -266,8 +270,7 @@ def find_pile(folder: Path | None = None, num_train_files: int = 1, *, offline: 
     if folder is not None:
         return _find(Path(folder))
     cached = cache_dir() / "pile"
-    names = [f"train/{number:02d}.jsonl.zst" for number in range(min(num_train_files, NUM_TRAIN_FILES))]
-    names += ["val.jsonl.zst", "test.jsonl.zst"]
+    names = _names(min(num_train_files, NUM_TRAIN_FILES))
     if missing := [name for name in names if not (cached / name).is_file()]:
         if is_offline(offline):
             raise DataError(
@@ -275,7 +278,7 @@ def find_pile(folder: Path | None = None, num_train_files: int = 1, *, offline: 
                 f"What to do: {_ADVICE}."
             )
         for name in missing:
-            source = HubFile("Hugging Face Hub", HUB_REPO, name)
+            source = _hub_file(name)
             obtain = partial(_from_hub, source, cached / name)
             first_that_works(f"{TITLE}, {name}", [(f"{source.name} ({HUB_REPO})", obtain)], _ADVICE)
     found = _find(cached)
@@ -326,6 +329,14 @@ def write_documents(path: Path, found: Iterator[tuple[str, str]]) -> None:
         for text, component in found:
             record = {"text": text, "meta": {"pile_set_name": component}}
             writer.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _names(num_train_files: int) -> list[str]:
+    return [*(f"train/{number:02d}.jsonl.zst" for number in range(num_train_files)), "val.jsonl.zst", "test.jsonl.zst"]
+
+
+def _hub_file(name: str) -> HubFile:
+    return HubFile("Hugging Face Hub", HUB_REPO, name)
 
 
 def _from_hub(source: HubFile, path: Path) -> None:
@@ -412,3 +423,41 @@ def _exercises(rng: random.Random) -> str:
 
 _COMPONENTS = ("DM Mathematics", "Github", "Pile-CC", "Wikipedia (en)")
 _NOUNS = ("item", "row", "node", "word", "file", "user", "path", "page")
+
+
+@config_dataclass(frozen=True, kw_only=True, config=CONFIG)
+class PileConfig(entry.DownloadConfig):
+    """How much of it to download."""
+
+    num_train_files: Annotated[int, Field(gt=0, le=NUM_TRAIN_FILES)] = 1
+    """training files of 11 GB each, beside those to validate and to test"""
+
+
+def _download(config: PileConfig) -> str:
+    return find_pile(num_train_files=config.num_train_files, offline=config.offline).source
+
+
+def _check(path: Path) -> str:
+    return f"{sum(1 for _ in documents([path])):,} documents"
+
+
+ENTRIES = (
+    entry.Entry(
+        name="pile",
+        title=f"{TITLE}, without what has been taken down",
+        task="language modelling",
+        size=f"{NUM_TRAIN_FILES} files to train, of 11 GB each, one to validate and one to test",
+        licence=LICENCE,
+        terms=f"mind the licence of each component; lacks {', '.join(HUB_LACKS)}",
+        citation=CITATION,
+        places=(
+            entry.Place("Hugging Face Hub", tuple(entry.File(_hub_file(name)) for name in _names(NUM_TRAIN_FILES))),
+        ),
+        verified="the Hub's sha256; each file has to begin with a document",
+        folder="pile",
+        contents=("train/*.jsonl.zst", "val.jsonl.zst", "test.jsonl.zst"),
+        download=_download,
+        check=_check,
+        options=PileConfig,
+    ),
+)

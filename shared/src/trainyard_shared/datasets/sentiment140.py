@@ -17,6 +17,7 @@ import numpy as np
 
 from trainyard_shared.datasets import posts
 from trainyard_shared.datasets.archives import extract
+from trainyard_shared.datasets.entry import DownloadConfig, Entry, File, Place
 from trainyard_shared.datasets.fetch import (
     HttpFile,
     HubFile,
@@ -362,3 +363,36 @@ def _accept(folder: Path, files: Iterable[Path], *, with_test: bool) -> None:
         for file in files:
             file.unlink()
         raise error if isinstance(error, SourceError) else SourceError(str(error)) from error
+
+
+def _download(config: DownloadConfig) -> str:
+    return find_tweets(offline=config.offline).source
+
+
+def _check(folder: Path) -> str:
+    found = _find_local(folder)
+    _accept(folder, (), with_test=found.test is not None)
+    return found.source
+
+
+ENTRIES = (
+    Entry(
+        name="sentiment140",
+        title=TITLE,
+        task="text classification: mood of a tweet",
+        size=f"{NUM_TRAIN:,} training tweets, labelled by emoticons, and {NUM_TEST} test tweets, labelled by hand",
+        licence=LICENCE,
+        terms="name the report of the citation in what you publish",
+        citation=CITATION,
+        places=(
+            Place("Hugging Face Hub (without the ids)", tuple(File(source) for source in HUB.values())),
+            Place("Stanford", (File(STANFORD, f"sha256 {ARCHIVE_SHA256}", ARCHIVE_BYTES),)),
+            Place("Kaggle (without the test set)", (File(KAGGLE),)),
+        ),
+        verified="sha256 of the archive; elsewhere, the number of rows of each file",
+        folder="sentiment140",
+        contents=("tweets", "archive"),
+        download=_download,
+        check=_check,
+    ),
+)
