@@ -25,7 +25,19 @@ from typing import Any
 import numpy as np
 import pytest
 from trainyard_shared import datasets
-from trainyard_shared.datasets import cifar, cmapss, imdb, py2pickle, stocks, tables, wikitext
+from trainyard_shared.datasets import (
+    ag_news,
+    cifar,
+    cmapss,
+    imdb,
+    m5,
+    pile,
+    py2pickle,
+    sentiment140,
+    stocks,
+    tables,
+    wikitext,
+)
 from trainyard_shared.datasets.archives import extract
 from trainyard_shared.errors import DataError
 
@@ -233,6 +245,69 @@ def check_texts(data: wikitext.TextDataset) -> None:
         text.encode()
 
 
+def ag_news_files(folder: Path) -> Files:
+    return files_in(ag_news.make_sample(folder / "sample", seed=0, num_train=4, num_test=4), "*.csv")
+
+
+def check_news(data: ag_news.NewsDataset) -> None:
+    for texts, labels in ((data.train_texts, data.train_labels), (data.test_texts, data.test_labels)):
+        assert (labels.dtype, labels.shape) == (np.int64, (len(texts),))
+        assert set(labels.tolist()) <= set(range(len(data.class_names)))
+        assert all(isinstance(text, str) and text.strip() and text.encode() for text in texts)
+
+
+def m5_files(folder: Path) -> Files:
+    return files_in(m5.make_sample(folder / "sample", seed=0, num_items=7, num_days=56), "*.csv")
+
+
+def check_sales(data: m5.M5Dataset) -> None:
+    num_series, num_days = data.sales.units.shape
+    assert (data.sales.units.dtype, data.prices.dtype) == (np.int16, np.float32)
+    assert (data.sales.units >= 0).all()
+    assert data.prices.shape == (num_series, len(data.calendar.distinct_weeks))
+    assert (np.isnan(data.prices) | (data.prices > 0)).all()
+    assert 0 < num_days <= len(data.calendar.dates)
+    assert len(set(data.sales.names)) == num_series
+
+
+def tweet_files(folder: Path) -> Files:
+    rows = [
+        f'"{(i % 2) * 4}","{i}","Mon Apr 06 22:19:45 PDT 2009","NO_QUERY","user{i}","tweet, no. {i} \xe9"'
+        for i in range(5)
+    ]
+    return {sentiment140.TRAIN_FILE: "\n".join([*rows, ""]).encode("latin-1")}
+
+
+def read_tweets(folder: Path) -> list[sentiment140.Chunk]:
+    return list(sentiment140.read_chunks(sentiment140.find_tweets(folder).train, rows=2))
+
+
+def check_tweets(chunks: list[sentiment140.Chunk]) -> None:
+    for chunk in chunks:
+        assert len(chunk.polarities) == len(chunk.users) == len(chunk.texts)
+        assert set(chunk.polarities.tolist()) <= set(sentiment140.CLASS_NAMES)
+        assert all(isinstance(text, str) for text in chunk.texts)
+
+
+def pile_files(suffix: str, folder: Path) -> Files:
+    made = pile.make_sample(folder / "sample", seed=0, num_documents=4)
+    if suffix == ".jsonl.zst":
+        return files_in(made, "*.zst")
+    return {
+        name.removesuffix(".zst"): b"\n".join(content for _, content in pile.numbered_lines(made / name))
+        for name in files_in(made, "*.zst")
+    }
+
+
+def read_pile(folder: Path) -> list[pile.Document]:
+    found = pile.find_pile(folder)
+    return [document for files in (found.train, found.val, found.test) for document in pile.documents(files)]
+
+
+def check_documents(documents: list[pile.Document]) -> None:
+    assert all(isinstance(document.component, str) and document.text.encode() for document in documents)
+
+
 def text_files(suffix: str, folder: Path) -> Files:
     compress = {".bz2": bz2.compress, ".gz": partial(gzip.compress, mtime=0), ".xz": lzma.compress}[suffix]
     return {f"a.csv{suffix}": compress(b"review,sentiment\n" + b"some text,positive\n" * 20)}
@@ -331,6 +406,15 @@ READERS = [
     Reader("cmapss", cmapss_files, partial(cmapss.load_cmapss, "FD001"), check_engines, (b"1 4", b"3 1", b"2 ")),
     Reader("stocks-yahoo", stocks_files, stocks.load_prices, check_prices, PRICE_WORDS, 0.5),
     Reader("stocks-quandl", quandl_files, stocks.load_prices, check_prices, PRICE_WORDS, 0.5),
+    Reader("ag_news", ag_news_files, ag_news.load_ag_news, check_news, (b'"5","', b'"0"', b'"\n"', b"class,text")),
+    Reader("m5", m5_files, m5.load_m5, check_sales, (b",-1", b"d_1", b"d_9999", b"CA_1", b"11101", b"NA"), 0.5),
+    Reader("sentiment140", tweet_files, read_tweets, check_tweets, (b'"4",', b'"3",', b'","')),
+    *(
+        Reader(
+            f"pile{suffix}", partial(pile_files, suffix), read_pile, check_documents, (b'{"text":', b"}", b"null"), 0.5
+        )
+        for suffix in pile.SUFFIXES
+    ),
     wikitext_reader("text", b" = ", b" = = ", b"<unk>"),
     wikitext_reader("parquet", b"PAR1", b"text"),
     *map(text_reader, tables.DECOMPRESS),
