@@ -98,7 +98,7 @@ def test_offline_asks_nobody(entry: Entry, cache, monkeypatch):
 def test_an_unknown_name_is_said_with_a_suggestion():
     with pytest.raises(UsageError, match=r"error: cifr10: no data set of the catalogue; perhaps you meant cifar10"):
         catalogue.entry("cifr10")
-    with pytest.raises(UsageError, match=r"error: moon: no data set of the catalogue; there are: ag-news, cifar10, "):
+    with pytest.raises(UsageError, match=r"error: moon: no data set of the catalogue; there are: .*cifar10, "):
         catalogue.entry("moon")
 
 
