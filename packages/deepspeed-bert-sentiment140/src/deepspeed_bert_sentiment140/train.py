@@ -298,7 +298,7 @@ class Run:
             sums.loss += loss.detach() * num_tweets
 
     def count_bytes(self) -> None:
-        """Count, once, what this process holds: when the optimizer has its moments, and the gradients are there still."""
+        """Count, once, what this process holds: when the optimizer has its moments, and gradients are there still."""
         if self.step and not self.held:
             self.held = zero.held_bytes(self.engine)
 
@@ -493,8 +493,8 @@ class Run:
     def gradients_of_slice(self) -> int:
         """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
 
-        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters that
-        a slice touches; of one that is cut in two, both sides keep the whole. (By the formula, stage 1 holds all
+        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
+        that a slice touches; of one that is cut in two, both sides keep the whole. (By the formula, stage 1 holds all
         gradients; it does so only until the end of the backward pass.)
         """
         if self.data_world_size == 1:
