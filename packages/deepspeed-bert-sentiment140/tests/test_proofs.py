@@ -52,7 +52,13 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "tensor dropout": {**TOGETHER, "parallel": "tensor", "dropout": 0.2},
         "pipeline zero0": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero0"},
         "pipeline zero1": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero1"},
-        "pipeline frozen": {**TOGETHER, "parallel": "pipeline", "num_frozen_layers": 1, "layer_decay": 0.5},
+        "pipeline frozen": {
+            **TOGETHER,
+            "parallel": "pipeline",
+            "deepspeed": "zero0",
+            "num_frozen_layers": 1,
+            "layer_decay": 0.5,
+        },
         "pipeline checkpointing": {**TOGETHER, "parallel": "pipeline", "activation_checkpointing": True},
         # Faults, made by proof_worker.py.
         "clip by stage": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero0"},
