@@ -119,8 +119,8 @@ def check(config: TrainConfig, device: torch.device) -> None:
             f"says {stage}: gradients and parameters are shared out already"
         )
     if config.parallel == "pipeline" and stage == 1 and config.layer_decay < 1:
-        # [deepspeed] ZeRO-1 adds up the norm of each group of parameters over all stages; with rates by layer, stages have
-        # different numbers of groups, and would wait for each other for ever.
+        # [deepspeed] ZeRO-1 adds up the norm of each group of parameters over all stages; with rates by layer, stages
+        # have different numbers of groups, and would wait for each other for ever.
         raise UsageError("error: --layer-decay below 1 in a pipeline needs --deepspeed zero0")
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("error: --precision fp16: not on a CPU; use bf16 or fp32")
