@@ -1,16 +1,20 @@
-"""One process of a group: trains several small configurations in turn and writes down every loss.
+"""Trains several small configurations in groups of processes and writes down every loss.
 
-    RANK=0 WORLD_SIZE=2 ... python proof_worker.py FOLDER CASES.json
+    python proof_worker.py GROUPS.json
 
-Starting processes costs more than these trainings, so all cases of a group size share one start.
+Importing DeepSpeed and transformers costs more than all these trainings together: this process does it once, and every
+process of every group is a fork of it. GROUPS.json is a list of {"folder", "world_size", "cases"}.
 """
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers
 from deepspeed_bert_sentiment140 import evaluate, train, weights
 from deepspeed_bert_sentiment140.config import TrainConfig
 from trainyard_shared import console, launch
@@ -46,7 +50,8 @@ def drift(run: train.Run) -> float:
     return furthest
 
 
-def main(folder: Path, cases: dict) -> None:
+def train_cases(folder: Path, cases: dict) -> None:
+    """Run the cases of a group in one of its processes."""
     torch.set_num_threads(1)
     deepspeed = train.start_deepspeed(CPU, 100.0)
     outcome = {}
@@ -85,5 +90,27 @@ def main(folder: Path, cases: dict) -> None:
     launch.leave_together()
 
 
+def main(groups: list[dict]) -> None:
+    """Run one group after the other; end with the worst status of any process."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    with train.quiet_stdout():
+        import deepspeed  # noqa: F401
+    transformers.BertForSequenceClassification  # noqa: B018 - is imported when it is asked for
+    status = 0
+    for group in groups:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        size = str(group["world_size"])
+        children = []
+        for rank in range(group["world_size"]):
+            if not (child := os.fork()):
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+                launch.run_worker(lambda group=group: train_cases(Path(group["folder"]), group["cases"]))
+            children.append(child)
+        status = max([status, *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)], key=abs)
+    sys.exit(abs(status))
+
+
 if __name__ == "__main__":
-    launch.run_worker(lambda: main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())))
+    main(json.loads(Path(sys.argv[1]).read_text()))

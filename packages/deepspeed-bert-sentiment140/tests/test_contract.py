@@ -29,6 +29,10 @@ class TestContract(ProjectContract):
         (["--deepspeed", "zero4"], "--deepspeed zero4: no preset and no file of this name"),
         (["--parallel", "pipeline", "--nproc", "1"], "--parallel pipeline needs 2 or more processes, found 1"),
         (["--parallel", "tensor", "--deepspeed", "zero3"], "--parallel tensor goes with stages 0 and 1 of ZeRO"),
+        (
+            ["--parallel", "pipeline", "--layer-decay", "0.9"],
+            "--layer-decay below 1 in a pipeline needs --deepspeed zero0",
+        ),
         (["--num-classes", "4"], "--num-classes: 4 is not allowed: must be 2 or 3"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16: not on a CPU"),
     )

@@ -118,6 +118,10 @@ def check(config: TrainConfig, device: torch.device) -> None:
             f"error: --parallel {config.parallel} goes with stages 0 and 1 of ZeRO, and --deepspeed {config.deepspeed} "
             f"says {stage}: gradients and parameters are shared out already"
         )
+    if config.parallel == "pipeline" and stage == 1 and config.layer_decay < 1:
+        # [deepspeed] ZeRO-1 adds up the norm of each group of parameters over all stages; with rates by layer, stages
+        # have different numbers of groups, and would wait for each other for ever.
+        raise UsageError("error: --layer-decay below 1 in a pipeline needs --deepspeed zero0")
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("error: --precision fp16: not on a CPU; use bf16 or fp32")
 
@@ -216,8 +220,13 @@ class Run:
         groups = optimizer_groups(model, module, config)
         # Peak learning rate and weight decay of each group, as the config has them.
         self.group_settings = [(group.pop("peak_learning_rate"), group["weight_decay"]) for group in groups]
+        self.group_sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
         with quiet_stdout():
             engine, *_ = self.deepspeed.initialize(model=module, model_parameters=groups, config=settings)
+        if config.parallel == "pipeline":
+            # Between the last backward pass and the update, which happen within train_batch.
+            inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+            inner.register_step_pre_hook(lambda *_: self.count_bytes())
         return engine, settings
 
     # ------------------------------------------------------------------------------------------------ the loop itself
@@ -268,9 +277,8 @@ class Run:
             # multiplied by that of the processes, by which the engine divides. [deepspeed] It would also divide by the
             # accumulation steps (scale_wrt_gas), which is right only if all passes are equally large.
             self.engine.backward(loss * (self.data_world_size / num_tweets), scale_wrt_gas=False)
-            if self.step and not self.held:
-                # In the second step, when the optimizer has its moments, before step() lets go of the gradients.
-                self.held = zero.held_bytes(self.engine)
+            if micro_step == len(micro_batches) - 1:
+                self.count_bytes()
             self.engine.step()
             self.count(sums, loss, micro_batch, ids)
 
@@ -290,10 +298,13 @@ class Run:
             self.count(sums, torch.zeros((), device=self.device), micro_batch, ids)
         with quiet_stdout():
             loss = self.engine.train_batch(iter(passes))  # the last stage knows it, and tells the others
-        if not self.held:
-            self.held = zero.held_bytes(self.engine)
         if self.rank == 0:
             sums.loss += loss.detach() * num_tweets
+
+    def count_bytes(self) -> None:
+        """Count, once, what this process holds: when the optimizer has its moments, and gradients are there still."""
+        if self.step and not self.held:
+            self.held = zero.held_bytes(self.engine)
 
     def pipeline_loss(self, logits: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         """Loss of one pass on the last stage."""
@@ -475,9 +486,31 @@ class Run:
         predicted = zero.predicted_bytes(trained, self.stage, self.data_world_size, config.precision)
         frozen = zero.predicted_bytes(every - trained, self.stage, self.data_world_size, config.precision)
         predicted["parameters"] += frozen["parameters"]
+        if self.stage in (1, 2):
+            predicted["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
+        if self.stage == 1 and config.parallel == "pipeline":
+            predicted["gradients"] *= 2  # counted at the update, for which ZeRO-1 has made a copy in one piece
         if config.parallel == "data":
             predicted["activations"] = self.activation_bytes
         return predicted
+
+    def gradients_of_slice(self) -> int:
+        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
+
+        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
+        that a slice touches; of one that is cut in two, both sides keep the whole. (By the formula, stage 1 holds all
+        gradients; it does so only until the end of the backward pass.)
+        """
+        if self.data_world_size == 1:
+            return sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
+        held = 0
+        for sizes in self.group_sizes:
+            length = -(-sum(sizes) // self.data_world_size)
+            begin, end, at = self.data_rank * length, (self.data_rank + 1) * length, 0
+            for size in sizes:
+                held += size if at < end and at + size > begin else 0
+                at += size
+        return held
 
     def summary(self, state: str) -> dict[str, Any]:
         """What summary.json says of the run so far."""
