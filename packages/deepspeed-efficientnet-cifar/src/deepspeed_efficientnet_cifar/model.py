@@ -45,8 +45,6 @@ def make(config: TrainConfig, num_classes: int, *, read_weights: bool = True) ->
         if config.weights != "none" and read_weights:
             raise UsageError(f"error: --weights {config.weights}: the model tiny has no pretrained weights")
         network = EfficientNet(decode_arch_def(TINY), stem_size=16, num_features=256, fix_stem=True, **settings)
-        # For 32 pixels: a stem that halves them, as for 224, would leave too little to look at.
-        network.conv_stem.stride = (1, 1)
     else:
         from_hub = config.weights == "hub" and read_weights
         try:
