@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
+
 BASE = {
     "num_sample_documents": 200,
     "epochs": 1,
@@ -70,7 +72,7 @@ def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str,
         for rank in range(world_size)
     ]
     try:
-        assert [process.wait(timeout=160) for process in processes] == [0] * world_size
+        assert [process.wait(timeout=600) for process in processes] == [0] * world_size
     finally:
         for process in processes:
             process.kill()
