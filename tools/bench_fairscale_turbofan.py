@@ -1,11 +1,11 @@
 """What checkpointing costs and saves in fairscale-turbofan-anomaly, and what FairScale costs beside plain DDP.
 
     uv run --package fairscale-turbofan-anomaly python tools/bench_fairscale_turbofan.py
-    ... --lengths 256 1024 --rounds 5
+    ... --networks gru --lengths 256 --no-sharding      a part of it
 
 Two parts, in one run:
 
-    checkpointing   one process: most bytes in use at a time and time of a step, without checkpointing, with FairScale's
+    checkpointing   one process: most bytes in use at a time and CPU time of a step, without checkpointing, FairScale's
                     and with PyTorch's; the ways take turns, medians. Wanted: at most 25 % of the activations for 256
                     cycles in a window, 10 % for 1024, at most 1.4 times the time
     sharding        two Gloo processes on the same work: a step of OSS + ShardedDataParallel, DistributedDataParallel,
@@ -44,15 +44,15 @@ def loss(output: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(output, torch.ones_like(output))
 
 
-def bench_checkpointing(lengths: list[int], rounds: int) -> None:
+def bench_checkpointing(networks: list[str], lengths: list[int], rounds: int) -> None:
     """Print a line for each network, length and way."""
-    print(f"{'network':<12}{'cycles':>7} {'way':<10}{'MiB':>8}{'share':>8}{'s a step':>10}{'times':>7}  bounds")
-    for network, num_layers in NETWORKS.items():
+    print(f"{'network':<12}{'cycles':>7} {'way':<10}{'MiB':>8}{'share':>8}{'CPU s':>10}{'times':>7}  bounds")
+    for network in networks:
         for length in lengths:
             windows = torch.randn(8, length, NUM_SENSORS)
             models, held = {}, {}
             for way in WAYS:
-                settings: dict[str, Any] = {"model": network, "num_layers": num_layers, "chunk": CHUNKS[network]}
+                settings: dict[str, Any] = {"model": network, "num_layers": NETWORKS[network], "chunk": CHUNKS[network]}
                 config = TrainConfig(**settings, checkpointing=way)  # type: ignore[arg-type]
                 torch.manual_seed(0)
                 models[way] = checkpointing.apply(build_model(config, NUM_SENSORS), way).train()
@@ -61,13 +61,13 @@ def bench_checkpointing(lengths: list[int], rounds: int) -> None:
             for _ in range(rounds):
                 for way in WAYS:
                     models[way].zero_grad()
-                    start = time.perf_counter()
+                    start = time.process_time()  # of the one thread: other work on the machine does not count
                     loss(models[way](windows), windows).backward()
-                    seconds[way].append(time.perf_counter() - start)
+                    seconds[way].append(time.process_time() - start)
             plain = statistics.median(seconds["none"])
             for way in WAYS:
                 share, times = held[way] / held["none"], statistics.median(seconds[way]) / plain
-                # Of neighbouring steps, so that a machine busy with other work slows both.
+                # Of neighbouring steps, so that a machine that slows down does so for both.
                 paired = statistics.median(a / b for a, b in zip(seconds[way], seconds["none"], strict=True))
                 kept = way == "none" or (share <= BOUNDS.get(length, 1) and paired <= LONGEST)
                 print(
@@ -131,14 +131,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024], help="cycles in a window")
     parser.add_argument("--rounds", type=int, default=5, help="how often the variants take turns")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--no-sharding", action="store_true", help="leave out the second part")
     parser.add_argument("--sharding", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.sharding:
         bench_sharding(arguments.rounds, steps=5)
         return
-    bench_checkpointing(arguments.lengths, arguments.rounds)
-    start_group(["--rounds", str(arguments.rounds)], count=2)
+    bench_checkpointing(arguments.networks, arguments.lengths, arguments.rounds)
+    if not arguments.no_sharding:
+        start_group(["--rounds", str(arguments.rounds)], count=2)
 
 
 if __name__ == "__main__":

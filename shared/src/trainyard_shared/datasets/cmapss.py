@@ -257,7 +257,7 @@ def _read_table(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArr
     is_csv = path.suffix.lower() == ".csv"
     numbered = enumerate(read_text(path).splitlines(), start=1)
     rows = [(number, line.split("," if is_csv else None)) for number, line in numbered if line.strip()]
-    if is_csv and rows and np.isnan([_number(word) for word in rows[0][1]]).all():
+    if is_csv and len(rows[0][1]) == NUM_COLUMNS and np.isnan([_number(word) for word in rows[0][1]]).all():
         del rows[0]  # the names of the columns
     if not rows:
         raise DataError(f"{path} holds no row of measurements.")
