@@ -34,6 +34,7 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     say,
     try_in_order,
 )
@@ -342,6 +343,7 @@ def _obtain(folder: Path, offline: bool) -> None:
         (f"Kaggle ({KAGGLE_SLUG})", partial(_from_csv, KAGGLE, {}, downloads, folder)),
     ]
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
     shutil.rmtree(downloads, ignore_errors=True)
 
 

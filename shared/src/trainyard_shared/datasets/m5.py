@@ -38,6 +38,7 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     say,
     try_in_order,
 )
@@ -722,6 +723,7 @@ def _obtain(folder: Path, offline: bool) -> None:
         (f"{ZENODO.name} ({ZENODO.url})", partial(_from_zenodo, downloads, folder)),
     ]
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
     shutil.rmtree(downloads, ignore_errors=True)
 
 

@@ -29,6 +29,7 @@ from trainyard_shared.datasets.fetch import (
     file_digest,
     is_offline,
     locked,
+    record_checksums,
     try_in_order,
 )
 from trainyard_shared.datasets.tables import GENERATED, listing, read_origin, write_origin
@@ -306,6 +307,7 @@ def _obtain(offline: bool, folder: Path) -> None:
         (f"{KAGGLE.name} ({KAGGLE.slug})", partial(_from_kaggle, downloads, folder)),
     ]
     try_in_order(TITLE, attempts, _ADVICE)
+    record_checksums(folder)
     shutil.rmtree(downloads, ignore_errors=True)
 
 
