@@ -157,7 +157,7 @@ def test_bf16_stays_close_to_fp32(outcomes: dict, stage: str) -> None:
 
 
 UNEQUAL = pytest.mark.xfail(
-    strict=True, reason="from the second step on, losses differ by up to 0.05 %; cause not found"
+    strict=True, reason="from the second step on, losses differ by 0.05 %; cause not found"
 )
 
 
