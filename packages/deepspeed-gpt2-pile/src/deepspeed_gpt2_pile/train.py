@@ -204,6 +204,10 @@ class Run:
         self.checkpoints = CheckpointFolder(self.folder.checkpoints)
         newest = newest_for_all(self.checkpoints, self.warn)
         self.make_engine(newest)
+        self.group_settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.engine.optimizer.param_groups
+        ]
         cursors = self.resume(newest)
         self.batches = data.TrainBatches(files, config, self.tokenizer, cursors, self.rank, self.world_size)
 
@@ -406,6 +410,10 @@ class Run:
                 self.load_universal(checkpoint)
         except pickle.UnpicklingError as error:
             raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
+        for group, settings in zip(self.engine.optimizer.param_groups, self.group_settings, strict=True):
+            # The moments come from the checkpoint, settings from the config. [deepspeed] A must: the universal
+            # checkpoint of ZeRO-3 gives all groups the weight decay of the first.
+            group.update(settings)
         self.step = facts["step"]
         if facts["best"]["epoch"]:
             self.best = facts["best"]
