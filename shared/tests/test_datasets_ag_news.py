@@ -378,7 +378,7 @@ def test_files_are_downloaded_once(published, web, cache, capsys):
     assert "GitHub" in data.source
     assert content(load_ag_news(offline=True)) == published[1]
     assert web.num_gets == 2
-    assert {entry.name for entry in (cache / "ag_news").iterdir()} == {"articles", ".articles.lock"}
+    assert {entry.name for entry in (cache / "ag_news").iterdir()} == {"articles", ".articles.lock", ".articles.sha256"}
     (cache / "ag_news" / "articles" / "test.csv").write_text('"1","a","b"\n')
     assert content(load_ag_news()) == published[1]
     assert "is damaged: making it anew" in capsys.readouterr().err

@@ -270,7 +270,15 @@ def hub(web, tmp_path) -> dict[str, str]:
 
 def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([*TRAINYARD, "datasets", *words], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [*TRAINYARD, "datasets", *words],
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A shell ignores it for what it starts in the background, and this is passed on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the cache follows XDG_CACHE_HOME on Linux only")

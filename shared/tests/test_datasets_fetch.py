@@ -205,7 +205,11 @@ def test_ctrl_c_does_not_wait_for_downloads_together(web, tmp_path):
         "sys.exit(run())"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, f"{web.url}/slow", str(tmp_path)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, f"{web.url}/slow", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell ignores it for what it starts in the background, and this is passed on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not ((tmp_path / "a.part").exists() and (tmp_path / "b.part").exists()):

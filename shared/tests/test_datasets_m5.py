@@ -515,7 +515,7 @@ def test_files_from_kaggle_or_the_hub_are_kept(published, cache, monkeypatch, cl
     assert said in found.source
     monkeypatch.setattr(getattr(fetch, client), "download", refuse("asked twice"))
     assert_equal(load_m5(offline=True), data)
-    assert {entry.name for entry in (cache / "m5").iterdir()} == {"sales", ".sales.lock"}
+    assert {entry.name for entry in (cache / "m5").iterdir()} == {"sales", ".sales.lock", ".sales.sha256"}
 
 
 def test_the_mirror_of_nixtla_is_checked_by_what_git_calls_it(published, web, monkeypatch, capsys):

@@ -446,7 +446,7 @@ def _finish(folder: Path, found: _Found) -> NewsDataset:
         origin = "local files" + ("" if found.is_whole else f", {found.size}") + ", "
         origin += f"{' and '.join(f'{split}.csv' for split in same) or 'none'} equal to the original"
     return NewsDataset(
-        name="ag-news",
+        name="ag_news",
         kind="sample" if is_sample else "real",
         source=f"{origin} ({folder})" if is_sample else f"{TITLE}, {origin} ({folder})",
         train_texts=train.texts,
@@ -518,7 +518,7 @@ def _check(folder: Path) -> str:
 
 ENTRIES = (
     Entry(
-        name="ag-news",
+        name="ag_news",
         title=TITLE,
         task="text classification: topic of a news article",
         size=f"{NUM_ARTICLES['train']:,} training and {NUM_ARTICLES['test']:,} test articles, 4 topics",
