@@ -308,6 +308,7 @@ def test_several_processes_download_once(web, hub, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the cache follows XDG_CACHE_HOME on Linux only")
 def test_an_interrupted_download_is_taken_up_and_mirrors_are_named(web, hub, tmp_path):
     """The Hub stalls, the user presses Ctrl-C; later the Hub sends something else, and the next place has nothing."""
+    web.piece_bytes = 64  # none of the files has arrived whole when it stalls
     web.on_piece = lambda sent: time.sleep(20 if len(web.gets_of("/storage/")) <= 3 else 0)
     process = start(hub, "download", RAW)
     deadline = time.monotonic() + 60
