@@ -33,6 +33,10 @@ class TestContract(ProjectContract):
             ["--parallel", "pipeline", "--layer-decay", "0.9"],
             "--layer-decay below 1 in a pipeline needs --deepspeed zero0",
         ),
+        (
+            ["--parallel", "pipeline", "--deepspeed", "zero0", "--num-frozen-layers", "1"],
+            "--num-frozen-layers above 0 does not go with --parallel pipeline",
+        ),
         (["--num-classes", "4"], "--num-classes: 4 is not allowed: must be 2 or 3"),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16: not on a CPU"),
     )

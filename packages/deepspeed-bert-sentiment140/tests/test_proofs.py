@@ -32,6 +32,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "zero3": {"micro_batch_size": 16, "deepspeed": "zero3"},
         "accumulated": {"micro_batch_size": 4, "gradient_accumulation_steps": 4, "deepspeed": "zero0"},
         "frozen": {"micro_batch_size": 16, "num_frozen_layers": 1, "layer_decay": 0.5},
+        "decayed": {"micro_batch_size": 16, "layer_decay": 0.5},
         "unclipped": {"micro_batch_size": 16, "max_grad_norm": None},
         "weights": {"micro_batch_size": 16, "imbalance": "weights", "sample_negative": 0.8},
         "focal": {"micro_batch_size": 16, "imbalance": "focal"},
@@ -52,13 +53,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "tensor dropout": {**TOGETHER, "parallel": "tensor", "dropout": 0.2},
         "pipeline zero0": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero0"},
         "pipeline zero1": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero1"},
-        "pipeline frozen": {
-            **TOGETHER,
-            "parallel": "pipeline",
-            "deepspeed": "zero0",
-            "num_frozen_layers": 1,
-            "layer_decay": 0.5,
-        },
+        "pipeline decayed": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero0", "layer_decay": 0.5},
         "pipeline checkpointing": {**TOGETHER, "parallel": "pipeline", "activation_checkpointing": True},
         # Faults, made by proof_worker.py.
         "clip by stage": {**TOGETHER, "parallel": "pipeline", "deepspeed": "zero0"},
@@ -173,9 +168,9 @@ def test_a_pipeline_can_checkpoint_activations(outcomes: dict) -> None:
     assert_same(outcomes[2]["pipeline checkpointing"], outcomes[1]["zero0"])
 
 
-@pytest.mark.parametrize("case", ["frozen", "tensor frozen", "pipeline frozen"])
+@pytest.mark.parametrize("case", ["frozen", "tensor frozen", "pipeline decayed"])
 def test_frozen_layers_and_rates_by_layer(outcomes: dict, case: str) -> None:
-    assert_same(outcomes[2][case], outcomes[1]["frozen"])
+    assert_same(outcomes[2][case], outcomes[1][case.split()[-1]])
 
 
 def test_weights_of_classes_are_the_same_for_two_processes(outcomes: dict) -> None:
@@ -185,7 +180,7 @@ def test_weights_of_classes_are_the_same_for_two_processes(outcomes: dict) -> No
 def test_losses_depend_on_what_the_cases_change(outcomes: dict) -> None:
     # So the tests above can fail.
     plain = losses(outcomes[1]["zero0"])
-    for case in ("unclipped", "frozen", "weights", "focal"):
+    for case in ("unclipped", "frozen", "decayed", "weights", "focal"):
         assert max(abs(a - b) for a, b in zip(losses(outcomes[1][case]), plain, strict=True)) > 1e-4, case
 
 
@@ -213,7 +208,7 @@ def test_bf16_stays_close_to_fp32(outcomes: dict, stage: str) -> None:
         *STAGES,
         *(f"{stage} bf16" for stage in STAGES[1:4]),
         "frozen",
-        *(f"{parallel} {kind}" for parallel in ("tensor", "pipeline") for kind in ("zero0", "zero1", "frozen")),
+        *("tensor zero0", "tensor zero1", "tensor frozen", "pipeline zero0", "pipeline zero1", "pipeline decayed"),
     ],
 )
 def test_a_process_holds_what_was_predicted(outcomes: dict, case: str) -> None:

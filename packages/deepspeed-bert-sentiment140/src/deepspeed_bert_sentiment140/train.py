@@ -122,6 +122,9 @@ def check(config: TrainConfig, device: torch.device) -> None:
         # [deepspeed] ZeRO-1 adds up the norm of each group of parameters over all stages; with rates by layer, stages
         # have different numbers of groups, and would wait for each other for ever.
         raise UsageError("error: --layer-decay below 1 in a pipeline needs --deepspeed zero0")
+    if config.parallel == "pipeline" and config.num_frozen_layers:
+        # [deepspeed] A stage calls backward on what it passed on, also where nothing in it is trained.
+        raise UsageError("error: --num-frozen-layers above 0 does not go with --parallel pipeline")
     if config.precision == "fp16" and device.type == "cpu":
         raise UsageError("error: --precision fp16: not on a CPU; use bf16 or fp32")
 
