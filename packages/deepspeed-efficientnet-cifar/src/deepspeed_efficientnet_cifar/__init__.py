@@ -1,1 +1,0 @@
-"""EfficientNets on CIFAR-10 with DeepSpeed."""
