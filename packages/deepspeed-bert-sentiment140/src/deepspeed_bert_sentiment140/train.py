@@ -215,6 +215,8 @@ class Run:
                     # Batches are as wide as their longest tweet, so that each is announced before it is sent.
                     dynamic_shape=True,
                     activation_checkpoint_interval=int(config.activation_checkpointing),
+                    # Not the embeddings: their inputs have no gradient, and a checkpoint would cut theirs off.
+                    checkpointable_layers=["Encode"],
                 )
             for parameter in module.parameters():
                 # [deepspeed] Without this mark the norm for clipping leaves out all stages but the first, and training
