@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
 BASE = {
     "num_sample_tweets": 200,
     "num_train": 91,  # five batches of 16, and one of 11
@@ -95,7 +96,7 @@ def run_groups(folder: Path, groups: list[dict[str, Any]]) -> dict[int, dict[str
     command = [sys.executable, "-W", "ignore", str(worker), str(folder / "groups.json")]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:
-        assert process.wait(timeout=160) == 0
+        assert process.wait(timeout=500) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ from deepspeed_vit_fsdp.data import Preparation
 from deepspeed_vit_fsdp.planning import STRATEGIES
 from transformers import ViTConfig, ViTForImageClassification
 
+pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
 BASE: dict[str, Any] = {
     "num_sample_images": 300,
     "num_val": 44,
@@ -101,7 +102,7 @@ def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str,
         for rank in range(world_size)
     ]
     try:
-        assert [process.wait(timeout=165) for process in processes] == [0] * world_size
+        assert [process.wait(timeout=500) for process in processes] == [0] * world_size
     finally:
         for process in processes:
             process.kill()

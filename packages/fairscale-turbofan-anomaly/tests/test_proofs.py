@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
 BASE = {
     "num_sample_engines": 6,
     "epochs": 1,
@@ -76,7 +77,7 @@ def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str,
     }
     processes = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(world_size)]
     try:
-        assert [process.wait(timeout=200) for process in processes] == [0] * world_size
+        assert [process.wait(timeout=500) for process in processes] == [0] * world_size
     finally:
         for process in processes:
             process.kill()

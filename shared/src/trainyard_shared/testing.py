@@ -188,6 +188,7 @@ class ProjectContract:
         )
         assert run([sys.executable, "-c", code], tmp_path).status == 0
 
+    @pytest.mark.timeout(500)  # a dozen commands, some of which import the backend
     def test_wrong_arguments_are_named_and_leave_nothing_behind(self, tmp_path: Path) -> None:
         (tmp_path / "typo.yaml").write_text("epohcs: 3\n")
         (tmp_path / "broken.yaml").write_text("epochs: [1\n")
