@@ -492,9 +492,8 @@ class Run:
         frozen = zero.predicted_bytes(every - trained, self.stage, self.data_world_size, config.precision)
         predicted["parameters"] += frozen["parameters"]
         if self.stage in (1, 2) and "offload_optimizer" in self.settings["zero_optimization"]:
-            predicted["gradients"] = 4 * -(
-                -trained // self.data_world_size
-            )  # copied to the CPU in fp32, cut to the slice
+            # Copied to the CPU in fp32, cut to the slice.
+            predicted["gradients"] = 4 * -(-trained // self.data_world_size)
         elif self.stage in (1, 2):
             predicted["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
         if self.stage == 1 and config.parallel == "pipeline":
