@@ -1,0 +1,1 @@
+"""EfficientNets on CIFAR-10 with DeepSpeed."""
