@@ -150,4 +150,5 @@ def test_segments_see_no_grad() -> None:
     steps = build(CONFIG, model="gru", checkpointing="fairscale").encoder.steps
     assert isinstance(steps, RecurrentSteps)
     with torch.inference_mode():
-        assert steps(torch.zeros(1, 3, 4), torch.zeros(1, 1, 2), *nn.GRU(4, 2).parameters())[0].shape == (1, 3, 2)
+        states, weights = torch.zeros(steps.num_layers, 1, 2), nn.GRU(4, 2, steps.num_layers).parameters()
+        assert steps(torch.zeros(1, 3, 4), states, *weights)[0].shape == (1, 3, 2)
