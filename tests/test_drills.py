@@ -40,4 +40,7 @@ def test_two_hosts_lose_a_process_and_then_the_link(uv: list[str], clean_environ
     what, seconds, statuses, message, again = [cell.strip() for cell in row.strip("|").split("|")][1:]
     assert (what, statuses, again) == ("ends on every host", "1, 1", "yes")
     assert 8 <= float(seconds.removesuffix(" s")) < 30, "noticed by the time-out, not before and not much later"
-    assert message == "RuntimeError: Timed out waiting 8000ms for recv operation to complete"
+    # Gloo says at which of the two ends of a ring a process waited; either may be told first.
+    assert re.fullmatch("RuntimeError: Timed out waiting 8000ms for (recv|send) operation to complete", message), (
+        message
+    )
