@@ -1,11 +1,27 @@
 """What every project promises, for this one."""
 
+import hashlib
+import json
+import os
+import pickle
+import shutil
 import socket
 from pathlib import Path
 
+import torch
 from trainyard_shared.config import to_flags
 from trainyard_shared.results import read_json
 from trainyard_shared.testing import ProjectContract, run, run_folder, script, weights_digest
+
+
+class Harm:
+    """What a pickle may hold: a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
 
 
 class TestContract(ProjectContract):
@@ -63,3 +79,25 @@ class TestContract(ProjectContract):
             assert words in finished.stderr
             assert "Traceback" not in finished.stderr
         assert read_json(reference / "summary.json")["state"] == "finished"
+
+    def test_a_checkpoint_that_holds_code_is_not_read(self, reference: Path, tmp_path: Path) -> None:
+        folder, mark = tmp_path / reference.name, tmp_path / "harm"
+        shutil.copytree(reference, folder)
+        *others, newest = sorted((folder / "checkpoints").iterdir())
+        for other in others:
+            shutil.rmtree(other)
+        for file in (newest / "state").glob("*model_states.pt"):
+            torch.save({"module": Harm(mark)}, file, pickle_module=pickle)
+        # As somebody would who means harm, with a manifest that fits.
+        content = read_json(newest / "manifest.json")
+        content.pop("sha256_of_all_above")
+        content["sha256"] = {
+            name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in content["sha256"]
+        }
+        whole = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        (newest / "manifest.json").write_text(json.dumps(content | {"sha256_of_all_above": whole}))
+        finished = run([script("train"), "--resume", str(folder), "--max-restarts", "0"], tmp_path)
+        assert not mark.exists(), "its code has run"
+        assert finished.status == 1
+        assert "holds something else than numbers" in finished.stderr
+        assert "Traceback" not in finished.stderr

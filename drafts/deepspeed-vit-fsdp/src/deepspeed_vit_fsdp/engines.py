@@ -7,6 +7,7 @@
 They are here to compare with: `ddp` shares out nothing but the data, `fsdp2` (fully_shard) everything, as ZeRO-3 does.
 """
 
+import abc
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from deepspeed_vit_fsdp.model import layers_of, parameter_groups
 STATE = "state.pt"
 
 
-class PyTorchEngine:
+class PyTorchEngine(abc.ABC):
     """What both have in common. Subclasses wrap `module` and say when gradients are exchanged.
 
     Args:
@@ -40,13 +41,13 @@ class PyTorchEngine:
         groups = parameter_groups(module, config.weight_decay, config.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
 
+    @abc.abstractmethod
     def wrap(self) -> Any:
         """Return the module whose backward pass exchanges gradients."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def exchange_gradients(self, wanted: bool) -> None:
         """Say whether the next backward pass exchanges gradients: only that of the last micro-batch has to."""
-        raise NotImplementedError
 
     def is_gradient_accumulation_boundary(self) -> bool:
         """Whether an optimizer step follows the current micro-batch."""

@@ -17,6 +17,7 @@ import importlib
 import logging
 import math
 import os
+import pickle
 import sys
 import time
 import warnings
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import Parsed, to_yaml
-from trainyard_shared.errors import TrainyardError, UsageError
+from trainyard_shared.errors import DataError, TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
 from trainyard_shared.tensors.checkpointing import newest_for_all, written_by_all
 from trainyard_shared.tensors.lengths import LengthBatches, MicroBatch
@@ -94,6 +95,7 @@ def start_deepspeed(device: torch.device, timeout_s: float) -> Any:
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.ERROR)
+        read_as_data()
         if device.type == "cpu":
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             # An optimizer that is not used here is marked to be compiled, and would import torch's compiler.
@@ -103,6 +105,20 @@ def start_deepspeed(device: torch.device, timeout_s: float) -> Any:
             launch.backend_for(device.type), timeout=datetime.timedelta(seconds=timeout_s), verbose=False
         )
     return deepspeed
+
+
+def read_as_data() -> None:
+    """[deepspeed] Keep checkpoints from running code when they are read.
+
+    DeepSpeed reads its checkpoints as pickles, which may hold any code. This makes torch.load, whatever it is told,
+    accept numbers only, and the few classes that DeepSpeed puts between them.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
@@ -379,8 +395,11 @@ class Run:
                 f"error: {path.name} was written with {'; '.join(differing)}: DeepSpeed's checkpoints go on in the "
                 "same form only. The trained model of a finished run can be trained on with --model RUN/model"
             )
-        with quiet_stdout():
-            self.engine.load_checkpoint(str(path), tag=STATE)
+        try:
+            with quiet_stdout():
+                self.engine.load_checkpoint(str(path), tag=STATE)
+        except pickle.UnpicklingError as error:
+            raise DataError(f"error: {path}: holds something else than numbers, and is not read") from error
         # Its state comes from the checkpoint, its settings from the config, which flags may have changed.
         for group, (_, decay) in zip(self.engine.optimizer.param_groups, self.group_settings, strict=True):
             group["weight_decay"] = decay
