@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, predict. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, predict, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
@@ -95,9 +96,15 @@ def predict(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring the data into the cache, checked."""
+    return download_one("sentiment140", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `deepspeed-bert-sentiment140`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "predict": predict}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "predict": predict, "download": download}
     return dispatch(PACKAGE, "Sentiment of tweets with BERT and DeepSpeed.", commands, argv)
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, generate, compare. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, generate, compare, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
@@ -99,9 +100,15 @@ def generate(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring the data into the cache, checked."""
+    return download_one("wikitext-2-raw", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `fairscale-gpt2-accumulation`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "generate": generate}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "generate": generate, "download": download}
     return dispatch(PACKAGE, "GPT-2 on WikiText-2 with FairScale: gradient accumulation and AdaScale.", commands, argv)
 
 

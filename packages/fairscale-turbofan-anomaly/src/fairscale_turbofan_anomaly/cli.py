@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, detect. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, detect, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
 from fairscale_turbofan_anomaly.config import CompareConfig, DetectConfig, EvaluateConfig, TrainConfig
@@ -87,9 +88,15 @@ def detect(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring the data into the cache, checked."""
+    return download_one("cmapss", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `fairscale-turbofan-anomaly`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "detect": detect}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "detect": detect, "download": download}
     return dispatch(PACKAGE, "Failing turbofan engines, found with FairScale's checkpointing.", commands, argv)
 
 
