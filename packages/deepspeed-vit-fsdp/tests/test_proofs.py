@@ -1,15 +1,16 @@
 """However a step is shared out, and in however many micro-batches, it computes the same numbers: loss by loss."""
 
+import contextlib
 import json
 import math
 import os
-import shutil
-import socket
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from deepspeed_vit_fsdp import model
@@ -27,7 +28,6 @@ BASE: dict[str, Any] = {
     "hidden_size": 64,
     "num_layers": 2,
     "log_every": 1,
-    "randaugment_ops": 1,
     "mixup_alpha": 0.8,
     "cutmix_alpha": 1.0,
     "layer_decay": 0.8,
@@ -48,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 ACCUMULATING = ("ddp", "fsdp2", "zero0", "zero2", "zero3")
 CONTINUED = ("zero2", "zero3", "fsdp2")
-PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "randaugment_ops": 0}
+PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 MANY_LAYERS = PLAIN | {"num_layers": 16, "num_sample_images": 200, "num_val": 100}
 # Per world size, the same global batch of 32 images in different shares.
 CASES: dict[int, dict[str, dict[str, Any]]] = {
@@ -82,33 +82,6 @@ MANY_LAYERS_OF = ("zero1", "zero2", "zero1 bf16")
 FAULTS = ("not divided by the accumulation", "weights of the library under zero.Init")
 
 
-def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run `proof_worker.py` in a group of processes and return what it wrote."""
-    (folder / f"cases-{world_size}.json").write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    worker = Path(__file__).with_name("proof_worker.py")
-    command = [sys.executable, "-W", "ignore", str(worker), str(folder), str(folder / f"cases-{world_size}.json")]
-    environment = os.environ | {
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world_size)
-    ]
-    try:
-        assert [process.wait(timeout=500) for process in processes] == [0] * world_size
-    finally:
-        for process in processes:
-            process.kill()
-    return json.loads((folder / f"outcome-{world_size}.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Losses, outputs and weights of all cases, by number of processes."""
@@ -116,21 +89,40 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     pretrained = {"pretrained": 100, "pretrained 7 classes": 7}
     for name, num_classes in pretrained.items():
         make_pretrained(folder / name, num_classes)
-    found = {}
+    groups = []
     for world_size in (2, 1):
         cases = {}
         for name, overrides in CASES[world_size].items():
-            run_dir = f"{name}-{world_size}"
-            if name.endswith("continued"):
-                shutil.copytree(folder / f"{name.removesuffix(' continued')} stopped-2", folder / run_dir)
-                # As if it had been killed between step 3 and step 6.
-                shutil.rmtree(folder / run_dir / "checkpoints" / "step-00000006")
             if overrides.get("model") in pretrained:
                 overrides = overrides | {"model": str(folder / overrides["model"])}
-            fault = name if name in FAULTS else None
-            cases[name] = {"config": BASE | overrides, "run_dir": run_dir, "fault": fault}
-        found[world_size] = run_group(world_size, cases, folder)
+            way = name.removesuffix(" continued")
+            cases[name] = {
+                "config": BASE | overrides,
+                "continues": f"{way} stopped-2" if way != name else None,
+                "fault": name if name in FAULTS else None,
+            }
+        groups.append({"folder": str(folder), "world_size": world_size, "cases": cases})
+    run_groups(folder, groups)
+    found = {}
+    for world_size in (2, 1):
+        found[world_size] = json.loads((folder / f"outcome-{world_size}.json").read_text())
+        with np.load(folder / f"weights-{world_size}.npz") as weights:
+            for name, outcome in found[world_size].items():
+                outcome["weights"] = weights[name]
     return found
+
+
+def run_groups(folder: Path, groups: list[dict[str, Any]]) -> None:
+    """Run `proof_worker.py` to its end."""
+    (folder / "groups.json").write_text(json.dumps(groups))
+    worker = Path(__file__).with_name("proof_worker.py")
+    command = [sys.executable, "-W", "ignore", str(worker), str(folder / "groups.json")]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    try:
+        assert process.wait(timeout=500) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def make_pretrained(folder: Path, num_classes: int) -> None:
@@ -154,10 +146,7 @@ def losses(outcome: dict[str, Any]) -> list[float]:
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The root of the mean squared difference between two models' weights."""
-    assert one["weights"].keys() == other["weights"].keys()
-    pairs = ((one["weights"][name], other["weights"][name]) for name in one["weights"])
-    squares = [(a - b) ** 2 for left, right in pairs for a, b in zip(left, right, strict=True)]
-    return math.sqrt(sum(squares) / len(squares))
+    return float(np.sqrt(np.square(one["weights"] - other["weights"]).mean()))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "ddp"])
@@ -262,11 +251,10 @@ def test_each_stage_shares_out_more(outcomes: dict) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_step_sends_is_the_formula(outcomes: dict, way: str) -> None:
     outcome = outcomes[2][way]
-    num_parameters = sum(len(tensor) for tensor in outcome["weights"].values())
     strategy = next(strategy for strategy in STRATEGIES if strategy.name == way)
     # FSDP2 keeps what belongs to no layer (patches, head) between forward and backward pass, and gathers it once.
     tolerance = 0.1 if way == "fsdp2" else 0.01
-    predicted = predicted_bytes(num_parameters, strategy, 2, "fp32")
+    predicted = predicted_bytes(outcome["num_parameters"], strategy, 2, "fp32")
     assert outcome["sent"]["sent_bytes"] == pytest.approx(predicted, rel=tolerance)
 
 

@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from trainyard_shared.console import say
 from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.datasets.fetch import is_offline
 from trainyard_shared.errors import DataError, UsageError
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
-from transformers.image_processing_base import ImageProcessingMixin
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.data import Preparation
+
+postpone_dynamo()  # before transformers is imported: nothing here is compiled
+
+import transformers  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.image_processing_base import ImageProcessingMixin  # noqa: E402
 
 HEAD_WIDTH = 32
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
