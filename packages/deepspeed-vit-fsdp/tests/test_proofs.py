@@ -16,13 +16,13 @@ import torch
 from deepspeed_vit_fsdp import model
 from deepspeed_vit_fsdp.communication import predicted_bytes
 from deepspeed_vit_fsdp.data import Preparation
-from deepspeed_vit_fsdp.planning import STRATEGIES
+from deepspeed_vit_fsdp.planning import STRATEGIES, state_bytes
 from transformers import ViTConfig, ViTForImageClassification
 
 pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
 BASE: dict[str, Any] = {
-    "num_sample_images": 300,
-    "num_val": 44,
+    "num_sample_images": 200,
+    "num_val": 40,
     "epochs": 1,
     "patch_size": 8,
     "hidden_size": 64,
@@ -34,7 +34,7 @@ BASE: dict[str, Any] = {
     "learning_rate": 2e-3,
 }
 HALF = {"micro_batch_size": 16}
-ACCUMULATED = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+ACCUMULATED = {"micro_batch_size": 8, "gradient_accumulation_steps": 2}
 # Every way to share out a step, on two processes.
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
@@ -49,7 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {
 ACCUMULATING = ("ddp", "fsdp2", "zero0", "zero2", "zero3")
 CONTINUED = ("zero2", "zero3", "fsdp2")
 PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-MANY_LAYERS = PLAIN | {"num_layers": 16, "num_sample_images": 200, "num_val": 100}
+MANY_LAYERS = PLAIN | {"num_layers": 16, "num_val": 136}  # two steps
+ONE_STEP = PLAIN | {"num_val": 168}
 # Per world size, the same global batch of 32 images in different shares.
 CASES: dict[int, dict[str, dict[str, Any]]] = {
     2: {
@@ -60,21 +61,20 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "ddp checkpointing": HALF | {"activation_checkpointing": True, "engine": "ddp"},
         "fsdp2 checkpointing": HALF | {"activation_checkpointing": True, "engine": "fsdp2"},
         **{f"{way} bf16": HALF | {"precision": "bf16"} | WAYS[way] for way in ("ddp", "fsdp2", "zero1", "zero3")},
-        "other batches": {"micro_batch_size": 8},
-        "standard": HALF | PLAIN | {"initialization": "standard"},
+        "other batches": {"micro_batch_size": 8, "engine": "ddp"},
+        "standard": HALF | ONE_STEP | {"initialization": "standard"},
         **{f"pretrained {way}": HALF | PLAIN | WAYS[way] | {"model": "pretrained"} for way in ("ddp", "zero3")},
-        "new head": HALF | PLAIN | {"model": "pretrained 7 classes"},
-        # Gradients of a matrix that is cut between two processes stay whole: little, if there are many matrices.
+        "new head": HALF | ONE_STEP | {"model": "pretrained 7 classes"},
         **{f"{way} of many layers": HALF | MANY_LAYERS | WAYS[way] for way in ("zero1", "zero2")},
         "zero1 bf16 of many layers": HALF | MANY_LAYERS | WAYS["zero1"] | {"precision": "bf16"},
         "not divided by the accumulation": ACCUMULATED,
-        "weights of the library under zero.Init": HALF | PLAIN | {"initialization": "standard"},
+        "weights of the library under zero.Init": HALF | ONE_STEP | {"initialization": "standard"},
     },
     1: {
         "ddp": {"micro_batch_size": 32, "engine": "ddp"},
         "zero3": {"micro_batch_size": 32},
         "zero3 bf16": {"micro_batch_size": 32, "precision": "bf16"},
-        "standard": {"micro_batch_size": 32, "engine": "ddp", "initialization": "standard"} | PLAIN,
+        "standard": {"micro_batch_size": 32, "engine": "ddp", "initialization": "standard"} | ONE_STEP,
         **{f"{way} continued": {"micro_batch_size": 32} | WAYS[way] for way in CONTINUED},
     },
 }
@@ -152,7 +152,7 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "ddp"])
 def test_every_way_of_sharding_equals_plain_data_parallel(outcomes: dict, way: str) -> None:
     plain, sharded = outcomes[2]["ddp"], outcomes[2][way]
-    assert len(losses(plain)) == 8, "256 images in batches of 32"
+    assert len(losses(plain)) == 5, "160 images in batches of 32"
     assert losses(sharded) == pytest.approx(losses(plain), abs=1e-5)
     # AdamW turns the rounding of tiny gradients into whole steps of single weights: compare all weights together.
     assert distance(sharded, plain) < 0.02 * distance(outcomes[2]["other batches"], plain)
@@ -176,7 +176,7 @@ def test_accumulated_gradients_are_divided_and_the_proof_would_notice_if_not(out
     # AdamW hides a factor on all gradients from the losses; their norm does not.
     at_once, accumulated = (outcomes[2][name]["grad_norm"] for name in ("zero3", "zero3 accumulated"))
     assert accumulated == pytest.approx(at_once, rel=1e-3)
-    assert outcomes[2]["not divided by the accumulation"]["grad_norm"] > 3 * at_once
+    assert outcomes[2]["not divided by the accumulation"]["grad_norm"] > 1.9 * at_once
 
 
 @pytest.mark.parametrize("way", ["zero3", "ddp", "fsdp2"])
@@ -231,9 +231,20 @@ def test_evaluation_of_101_images_is_the_same_for_any_number_of_processes(outcom
 
 @pytest.mark.parametrize("way", [*WAYS, "zero3 checkpointing", "ddp bf16", "fsdp2 bf16", "zero1 bf16", "zero3 bf16"])
 def test_a_process_holds_what_was_predicted(outcomes: dict, way: str) -> None:
-    outcome = outcomes[2][f"{way} of many layers" if way in MANY_LAYERS_OF else way]
+    outcome = outcomes[2][way]
+    assert set(outcome["bytes"]) == {"parameters", "gradients", "optimizer", "activations"}
     for name, measured in outcome["bytes"].items():
         assert measured == pytest.approx(outcome["predicted"][name], rel=0.05), name
+
+
+@pytest.mark.parametrize("way", MANY_LAYERS_OF)
+def test_with_many_layers_stages_1_and_2_hold_what_the_formula_of_plan_says(outcomes: dict, way: str) -> None:
+    # With few, a matrix that is cut between two processes counts: both keep the whole gradient.
+    outcome, (stage, *bf16) = outcomes[2][f"{way} of many layers"], way.split()
+    strategy = next(strategy for strategy in STRATEGIES if strategy.name == stage)
+    formula = state_bytes(outcome["num_parameters"], strategy, 2, "bf16" if bf16 else "fp32", reduced=True)
+    for name, predicted in formula.items():
+        assert outcome["bytes"][name] == pytest.approx(predicted, rel=0.05), name
 
 
 def test_each_stage_shares_out_more(outcomes: dict) -> None:
@@ -262,7 +273,7 @@ def test_what_a_step_sends_is_the_formula(outcomes: dict, way: str) -> None:
 def test_a_killed_run_continues_with_another_number_of_processes(outcomes: dict, way: str) -> None:
     """For ZeRO through the universal checkpoint."""
     undisturbed, continued = outcomes[2][way], outcomes[1][f"{way} continued"]
-    assert len(losses(continued)) == 8
+    assert len(losses(continued)) == 5
     assert losses(continued)[:3] == losses(undisturbed)[:3], "recorded before the kill"
     assert losses(continued) == pytest.approx(losses(undisturbed), abs=2e-5)
     assert distance(continued, undisturbed) < 0.02 * distance(outcomes[2]["other batches"], undisturbed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed_vit_fsdp import data
+from deepspeed_vit_fsdp.config import TrainConfig
+from deepspeed_vit_fsdp.evaluate import Teacher
+from deepspeed_vit_fsdp.train import deepspeed_settings
 from PIL import Image
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import to_flags
+from trainyard_shared.errors import DataError, UsageError
 from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import run, run_folder, script
 
@@ -77,7 +83,6 @@ def test_notebook_reads_a_run_folder(finished: Path, tmp_path: Path) -> None:
 def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path: Path) -> None:
     done = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
     assert done.status == 0, done.stderr
-    from deepspeed_vit_fsdp.data import Preparation
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     exported = AutoModelForImageClassification.from_pretrained(tmp_path / "exported").eval()
@@ -90,7 +95,7 @@ def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path
         probabilities = exported(**processor(pictures, return_tensors="pt")).logits.softmax(dim=1)
     stored = np.load(finished / "predictions.npz")["probabilities"][:20]
     assert probabilities.numpy() == pytest.approx(stored.astype(float), abs=1e-3)
-    assert Preparation(32).processor()["size"]["height"] == 32
+    assert data.Preparation(32).processor()["size"]["height"] == 32
     again = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
     assert again.status == 2
     assert "--to exported: exists already" in again.stderr
@@ -105,7 +110,6 @@ def test_export_of_an_unfinished_run_puts_the_shares_together(finished: Path, tm
     assert "has not finished: its weights, the best so far, of epoch 1" in done.stdout
     from deepspeed_vit_fsdp.export import weights_of
     from safetensors.torch import load_file
-    from trainyard_shared.checkpoints import CheckpointFolder, manifest
 
     trained = load_file(finished / "model" / "model.safetensors")
     assert all(torch.equal(trained[name], t) for name, t in load_file(tmp_path / "best" / "model.safetensors").items())
@@ -164,25 +168,19 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
 )
 def test_a_json_config_that_contradicts_is_named(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "own.json").write_text(content)
-    done = run([script("train"), *FLAGS, "--deepspeed", "own.json"], tmp_path)
-    assert done.status == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "results").glob("*/*"))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        deepspeed_settings(TrainConfig(deepspeed=str(tmp_path / "own.json")), 2, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--data", "real", "--data-dir", "nowhere"], "nowhere"),
-        (["--model", "nobody/no-such-vit"], "--model nobody/no-such-vit: no config to be had"),
-        (["--teacher", "nowhere"], "--teacher nowhere: neither a finished run nor a folder with config.json"),
-    ],
-)
-def test_what_is_not_there_is_named(tmp_path: Path, flags: list[str], words: str) -> None:
-    done = run([script("train"), *FLAGS, *flags], tmp_path, TRAINYARD_OFFLINE="1")
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
+    with pytest.raises(DataError, match="nowhere, which does not exist"):
+        data.load(TrainConfig(data="real", data_dir=tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="--teacher nowhere: neither a finished run nor a folder with config"):
+        Teacher(Path("nowhere"), 100, torch.device("cpu"))
+    done = run([script("train"), *FLAGS, "--model", "nobody/no-such-vit"], tmp_path, TRAINYARD_OFFLINE="1")
     assert done.status == 1
-    assert words in done.stderr
+    assert "--model nobody/no-such-vit: no config to be had" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "results").glob("*/*")), "a run that never began leaves no folder"
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, plan, export, download. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, plan, export, download. torch is imported where it is needed only."""
 
 import sys
 from collections.abc import Sequence
