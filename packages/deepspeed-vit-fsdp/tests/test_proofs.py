@@ -47,7 +47,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero3_offload_all": {"deepspeed": "zero3_offload_all"},
 }
 ACCUMULATING = ("ddp", "fsdp2", "zero0", "zero2", "zero3")
-CONTINUED = ("zero2", "zero3", "fsdp2")
+CONTINUED = ("zero0", "zero1", "zero2", "zero3", "fsdp2")
 PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 MANY_LAYERS = PLAIN | {"num_layers": 16, "num_val": 136}  # two steps
 ONE_STEP = PLAIN | {"num_val": 168}

@@ -302,7 +302,7 @@ class Run:
         import deepspeed
 
         settings = self.settings_for(self.whole)
-        if checkpoint is not None and manifest(checkpoint)["world_size"] != self.world_size:
+        if checkpoint is not None and not self.fits_as_it_is(checkpoint):
             settings["checkpoint"] = {"load_universal": True}
         # [deepspeed] The engine owns everything from here on: optimizer, clipping, accumulation, 16 bits, sharding.
         groups = model.parameter_groups(self.model, config.weight_decay, config.layer_decay)
@@ -462,7 +462,7 @@ class Run:
         try:
             if self.config.engine != "deepspeed":
                 self.engine.load_checkpoint(checkpoint)
-            elif facts["world_size"] == self.world_size:
+            elif self.fits_as_it_is(checkpoint):
                 with quiet_stdout():
                     self.engine.load_checkpoint(str(checkpoint), tag=TAG)
             else:
@@ -493,6 +493,10 @@ class Run:
             self.folder.forget_after(self.step)
             console.say(f"resuming {self.folder.path} at epoch {self.epoch + 1}, step {self.step}")
 
+    def fits_as_it_is(self, checkpoint: Path) -> bool:
+        """Whether each process finds what it needs: its own share, or, if nothing is shared out, the whole."""
+        return self.strategy.stage == 0 or manifest(checkpoint)["world_size"] == self.world_size
+
     def load_universal(self, checkpoint: Path) -> None:
         """[deepspeed] Take the state of a checkpoint that another number of processes has written.
 
@@ -506,6 +510,11 @@ class Run:
         dist.barrier()
         with quiet_stdout():
             self.engine.load_checkpoint(str(universal), tag=TAG)
+        for state in self.engine.optimizer.optimizer.state.values():
+            # [deepspeed] ZeRO-3 gives all groups one and the same counter of steps, which each then counts up in place:
+            # Adam's bias correction would be that of a run many times as long.
+            if "step" in state:
+                state["step"] = copy.deepcopy(state["step"])
         dist.barrier()
         if self.rank == 0:
             shutil.rmtree(universal)
