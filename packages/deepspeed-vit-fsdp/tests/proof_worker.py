@@ -114,6 +114,7 @@ def main(groups: list[dict[str, Any]]) -> None:
     with train.quiet_stdout():
         import deepspeed  # noqa: F401
     transformers.ViTForImageClassification  # noqa: B018 - is imported when it is asked for
+    assert "torch._inductor" not in sys.modules, "a start imports the compiler, which takes seconds and is not used"
     status = 0
     for group in groups:
         with socket.socket() as probe:
