@@ -46,8 +46,8 @@ def postpone_dynamo() -> None:
 
     In torch 2.13, making an optimizer and stepping it imports the compiler, only to tell it to stay out: as many
     seconds, in each process, as importing torch itself. transformers 5.23 imports it for a mask that most models do not
-    use, torchvision 0.28, which its image models import, for a question that one operator may ask. Call it before the first optimizer is made and before transformers is imported, in programs that do not use
-    `torch.compile`.
+    use, torchvision 0.28, which its image models import, for a question that one operator may ask. Call it before the
+    first optimizer is made and before transformers is imported, in programs that do not use `torch.compile`.
     """
     if _DYNAMO not in sys.modules:
         sys.modules[_DYNAMO] = torch._dynamo = _Postponed(_DYNAMO)
