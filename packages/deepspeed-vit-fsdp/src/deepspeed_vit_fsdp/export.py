@@ -16,7 +16,7 @@ from trainyard_shared.errors import DataError, UsageError
 from deepspeed_vit_fsdp import data, engines, model
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.evaluate import MODEL
-from deepspeed_vit_fsdp.train import BEST, TAG, read_as_data
+from deepspeed_vit_fsdp.train import BEST, TAG, quiet_stdout, read_as_data
 
 
 def export(run: Path, to: Path) -> None:
@@ -65,7 +65,8 @@ def weights_of(checkpoint: Path, facts: dict[str, Any]) -> dict[str, torch.Tenso
     read_as_data()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    with quiet_stdout():
+        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
 
 
 def settings_of(run: Path) -> tuple[Any, data.Preparation]:
