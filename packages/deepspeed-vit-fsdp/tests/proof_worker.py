@@ -22,6 +22,7 @@ from deepspeed_vit_fsdp import data, evaluate, train
 from deepspeed_vit_fsdp.config import TrainConfig
 from trainyard_shared import console, launch
 from trainyard_shared.config import Parsed, validate
+from trainyard_shared.errors import TrainyardError
 from trainyard_shared.results import read_records
 
 CPU = torch.device("cpu")
@@ -95,11 +96,19 @@ def train_case(name: str, case: dict[str, Any], folder: Path) -> tuple[dict[str,
     return outcome, weights
 
 
+def outcome_of(name: str, case: dict[str, Any], folder: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """Train one case; of one that is refused or stopped, return what is said."""
+    try:
+        return train_case(name, case, folder)
+    except TrainyardError as error:
+        return {"error": str(error), "exit_status": error.exit_status}, np.zeros(0)
+
+
 def train_group(folder: Path, cases: dict[str, Any]) -> None:
     """Run the cases of a group in one of its processes."""
     torch.set_num_threads(1)
     train.start(CPU, 100.0)
-    found = {name: train_case(name, case, folder) for name, case in cases.items()}
+    found = {name: outcome_of(name, case, folder) for name, case in cases.items()}
     if dist.get_rank() == 0:
         size = dist.get_world_size()
         np.savez(folder / f"weights-{size}.npz", **{name: weights for name, (_, weights) in found.items()})

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepspeed_vit_fsdp import planning
+from deepspeed_vit_fsdp import cli, planning
 from deepspeed_vit_fsdp.config import PlanConfig, TrainConfig
 from deepspeed_vit_fsdp.model import without_weights
 from deepspeed_vit_fsdp.plan import count_parameters, rows, settings_of
 from trainyard_shared.config import load_preset
 from trainyard_shared.results import read_json
-from trainyard_shared.testing import run, script
 from transformers import ViTConfig
 
 SMALL = ViTConfig(
@@ -71,24 +70,22 @@ def test_plan_agrees_with_a_run(finished: Path) -> None:
         assert measured[name] == pytest.approx(predicted, rel=0.05), name
 
 
-def test_plan_of_a_huge_model_says_what_does_not_fit(tmp_path: Path) -> None:
+def test_plan_of_a_huge_model_says_what_does_not_fit(capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", "large", "--memory-gib", "4", "--world-size", "8", "--micro-batch-size", "8"]
     # Of small images, since plan counts the activations of two of these layers.
-    finished = run([script("plan"), *flags, "--image-size", "64"], tmp_path, TRAINYARD_OFFLINE="1")
-    assert finished.status == 0, finished.stderr
-    lines = {tuple(line.split()[:2]): line for line in finished.stdout.splitlines()}
-    assert "303,219,812 parameters" in finished.stdout
+    assert cli.plan([*flags, "--image-size", "64"]) == 0
+    said = capfd.readouterr().out
+    lines = {tuple(line.split()[:2]): line for line in said.splitlines()}
+    assert "303,219,812 parameters" in said
     assert "more than 4 GiB" in lines["ddp", "no"]
     assert "more than 4 GiB" not in lines["zero3", "yes"]
     # 303.2 million parameters: 2 bytes each, an eighth of them.
     assert " 72.3 MiB" in lines["zero3", "no"]
 
 
-def test_plan_says_what_is_wrong(tmp_path: Path) -> None:
-    finished = run([script("plan"), "--world-size", "0"], tmp_path)
-    assert finished.status == 2
-    assert "--world-size: 0 is not allowed" in finished.stderr
-    unknown = run([script("plan"), "--model", "nobody/nothing"], tmp_path, TRAINYARD_OFFLINE="1")
-    assert unknown.status == 1
-    assert "--model nobody/nothing: no config to be had" in unknown.stderr
-    assert "Traceback" not in unknown.stderr
+def test_plan_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
+    assert cli.plan(["--world-size", "0"]) == 2
+    assert "--world-size: 0 is not allowed" in capfd.readouterr().err
+    assert cli.plan(["--model", "nobody/nothing"]) == 1
+    assert "--model nobody/nothing: no config to be had" in capfd.readouterr().err

@@ -76,6 +76,8 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "zero3 bf16": {"micro_batch_size": 32, "precision": "bf16"},
         "standard": {"micro_batch_size": 32, "engine": "ddp", "initialization": "standard"} | ONE_STEP,
         **{f"{way} continued": {"micro_batch_size": 32} | WAYS[way] for way in CONTINUED},
+        "another stage": {"micro_batch_size": 32, "deepspeed": "zero1"},
+        "no number": {"micro_batch_size": 32, "learning_rate": 1e30, "max_grad_norm": 0.0},
     },
 }
 MANY_LAYERS_OF = ("zero1", "zero2", "zero1 bf16")
@@ -98,7 +100,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
             way = name.removesuffix(" continued")
             cases[name] = {
                 "config": BASE | overrides,
-                "continues": f"{way} stopped-2" if way != name else None,
+                "continues": f"{'zero3' if name == 'another stage' else way} stopped-2"
+                if way != name or name == "another stage"
+                else None,
                 "fault": name if name in FAULTS else None,
             }
         groups.append({"folder": str(folder), "world_size": world_size, "cases": cases})
@@ -278,3 +282,15 @@ def test_a_killed_run_continues_with_another_number_of_processes(outcomes: dict,
     assert losses(continued) == pytest.approx(losses(undisturbed), abs=2e-5)
     assert distance(continued, undisturbed) < 0.02 * distance(outcomes[2]["other batches"], undisturbed)
     assert "resumed with 1 processes and a global batch of 32; before: 2 and 32" in continued["notes"][0]
+
+
+def test_a_checkpoint_of_another_stage_is_refused(outcomes: dict) -> None:
+    refused = outcomes[1]["another stage"]
+    assert refused["exit_status"] == 2
+    assert "the checkpoint is one of engine deepspeed, stage 3" in refused["error"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(outcomes: dict) -> None:
+    stopped = outcomes[1]["no number"]
+    assert "the training loss is nan at step" in stopped["error"]
+    assert "lower --learning-rate" in stopped["error"]

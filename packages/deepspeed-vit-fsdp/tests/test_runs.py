@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deepspeed_vit_fsdp import data
+from deepspeed_vit_fsdp import cli, data
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.evaluate import Teacher
-from deepspeed_vit_fsdp.train import deepspeed_settings
+from deepspeed_vit_fsdp.train import check, deepspeed_settings
 from PIL import Image
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import to_flags
@@ -80,9 +80,11 @@ def test_notebook_reads_a_run_folder(finished: Path, tmp_path: Path) -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
 
 
-def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path: Path) -> None:
-    done = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
-    assert done.status == 0, done.stderr
+def test_export_of_a_finished_run_gives_the_same_logits(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--run", str(finished), "--to", str(tmp_path / "exported")]
+    assert cli.export(flags) == 0
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     exported = AutoModelForImageClassification.from_pretrained(tmp_path / "exported").eval()
@@ -96,18 +98,18 @@ def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path
     stored = np.load(finished / "predictions.npz")["probabilities"][:20]
     assert probabilities.numpy() == pytest.approx(stored.astype(float), abs=1e-3)
     assert data.Preparation(32).processor()["size"]["height"] == 32
-    again = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
-    assert again.status == 2
-    assert "--to exported: exists already" in again.stderr
+    assert cli.export(flags) == 2
+    assert "exported: exists already" in capfd.readouterr().err
 
 
-def test_export_of_an_unfinished_run_puts_the_shares_together(finished: Path, tmp_path: Path) -> None:
+def test_export_of_an_unfinished_run_puts_the_shares_together(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     unfinished = tmp_path / "run"
     shutil.copytree(finished, unfinished)
     shutil.rmtree(unfinished / "model")
-    done = run([script("export"), "--run", str(unfinished), "--to", "best"], tmp_path)
-    assert done.status == 0, done.stderr
-    assert "has not finished: its weights, the best so far, of epoch 1" in done.stdout
+    assert cli.export(["--run", str(unfinished), "--to", str(tmp_path / "best")]) == 0
+    assert "has not finished: its weights, the best so far, of epoch 1" in capfd.readouterr().out
     from deepspeed_vit_fsdp.export import weights_of
     from safetensors.torch import load_file
 
@@ -172,33 +174,23 @@ def test_a_json_config_that_contradicts_is_named(tmp_path: Path, content: str, w
         deepspeed_settings(TrainConfig(deepspeed=str(tmp_path / "own.json")), 2, torch.device("cpu"))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRAINYARD_OFFLINE", "1")
+@pytest.mark.parametrize(
+    ("num_val", "micro_batch_size", "words"),
+    [
+        (200, 8, "num_val: 200 is not allowed: there are 200 training images"),
+        (0, 500, "500 x 1 x 2 = 1000 images, but there are only 200 training images"),
+    ],
+)
+def test_too_few_images_are_noticed_before_deepspeed_starts(num_val: int, micro_batch_size: int, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        check(TrainConfig(num_val=num_val, micro_batch_size=micro_batch_size), 200, 2)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere, which does not exist"):
         data.load(TrainConfig(data="real", data_dir=tmp_path / "nowhere"))
     with pytest.raises(DataError, match="--teacher nowhere: neither a finished run nor a folder with config"):
         Teacher(Path("nowhere"), 100, torch.device("cpu"))
-    done = run([script("train"), *FLAGS, "--model", "nobody/no-such-vit"], tmp_path, TRAINYARD_OFFLINE="1")
-    assert done.status == 1
-    assert "--model nobody/no-such-vit: no config to be had" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "results").glob("*/*")), "a run that never began leaves no folder"
-
-
-def test_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    flags = ["--learning-rate", "1e30", "--log-every", "1", "--max-grad-norm", "0"]
-    done = run([script("train"), *FLAGS, *flags], tmp_path)
-    assert done.status == 1
-    assert "the training loss is nan at step" in done.stderr
-    assert "lower --learning-rate" in done.stderr
-
-
-def test_resume_with_another_stage_is_refused(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    done = run([script("train"), "--resume", str(folder), "--deepspeed", "zero1", "--epochs", "2"], tmp_path)
-    assert done.status == 2
-    assert "the checkpoint is one of engine deepspeed, stage 3" in done.stderr
 
 
 class Evil:
