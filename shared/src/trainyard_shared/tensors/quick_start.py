@@ -9,6 +9,7 @@ import torch
 
 _DYNAMO = "torch._dynamo"
 _OF_MASKS = f"{_DYNAMO}._trace_wrapped_higher_order_op"
+_UTILS = f"{_DYNAMO}.utils"
 
 
 class _Postponed(types.ModuleType):
@@ -20,7 +21,6 @@ class _Postponed(types.ModuleType):
         LEGACY_MOD_INLINELIST=set(),
         get_legacy_mod_inlinelist=types.SimpleNamespace(cache_clear=lambda: None),
     )
-    utils = types.SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")
 
     @staticmethod
     def graph_break(msg: str = "") -> None:
@@ -42,22 +42,28 @@ class _Postponed(types.ModuleType):
 
 
 def postpone_dynamo() -> None:
-    """Keep `torch.optim` and transformers from importing `torch._dynamo` until something is compiled.
+    """Keep `torch.optim`, transformers and torchvision from importing `torch._dynamo` until something is compiled.
 
     In torch 2.13, making an optimizer and stepping it imports the compiler, only to tell it to stay out: as many
     seconds, in each process, as importing torch itself. transformers 5.23 imports it for a mask that most models do not
-    use. Call it before the first optimizer is made and before transformers is imported, in programs that do not use
-    `torch.compile`.
+    use, torchvision 0.28, which its image models import, for a question that one operator may ask. Call it before the
+    first optimizer is made and before transformers is imported, in programs that do not use `torch.compile`.
     """
     if _DYNAMO not in sys.modules:
         sys.modules[_DYNAMO] = torch._dynamo = _Postponed(_DYNAMO)
         of_masks = types.ModuleType(_OF_MASKS)
         of_masks.TransformGetItemToIndex = lambda: _real(_OF_MASKS).TransformGetItemToIndex()  # type: ignore[attr-defined]
         sys.modules[_OF_MASKS] = of_masks
+        utils = types.ModuleType(_UTILS)
+        utils.get_optimize_ddp_mode = lambda: "ddp_optimizer"  # type: ignore[attr-defined]
+        utils.is_compile_supported = lambda device_type: _real(_UTILS).is_compile_supported(device_type)  # type: ignore[attr-defined]
+        sys.modules[_UTILS] = torch._dynamo.utils = utils
 
 
 def _real(name: str) -> Any:
     """Import the real module; the stand-ins go out of the way altogether, since what it imports must not meet them."""
     if isinstance(sys.modules.get(_DYNAMO), _Postponed):
-        del sys.modules[_DYNAMO], sys.modules[_OF_MASKS], torch._dynamo
+        for name in (_DYNAMO, _OF_MASKS, _UTILS):
+            del sys.modules[name]
+        del torch._dynamo
     return importlib.import_module(name)

@@ -16,6 +16,8 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
 import contextlib
 import copy
 import datetime
+import importlib
+import io
 import logging
 import math
 import os
@@ -24,9 +26,11 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -60,10 +64,12 @@ def train(parsed: Parsed[TrainConfig]) -> None:
     config = parsed.config
     if config.num_threads != "auto":
         torch.set_num_threads(config.num_threads)
+    torch.set_flush_denormal(True)  # AdamW's second moments get that small, and then cost a CPU hundreds of cycles
     device = launch.choose_device(config.device)
     settings = deepspeed_settings(config, launch.world_size(), device)
-    start(device, config.collective_timeout_s)
     dataset = data.load(config)
+    check(config, len(dataset.train_images), launch.world_size())
+    start(device, config.collective_timeout_s)
     run = Run(parsed, dataset, device, settings)
     if dist.get_rank() == 0:
         run.announce()
@@ -86,14 +92,19 @@ def start(device: torch.device, timeout_s: float) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed", category=FutureWarning)
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    read_as_data()
-    # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
-    deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
+    with quiet_stdout():
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        read_as_data()
+        if device.type == "cpu":
+            # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            # An optimizer that is not used here is marked to be compiled, and would import torch's compiler.
+            with mock.patch.object(deepspeed.runtime.compiler, "compile", lambda: lambda function: function):
+                importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
 
 
 def read_as_data() -> None:
@@ -108,6 +119,19 @@ def read_as_data() -> None:
 
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
+
+
+def check(config: TrainConfig, num_images: int, world_size: int) -> None:
+    """Raise UsageError if the training images are not enough, before seconds are spent on importing DeepSpeed."""
+    if config.num_val >= num_images:
+        raise UsageError(f"error: num_val: {config.num_val} is not allowed: there are {num_images} training images")
+    global_batch_size = config.micro_batch_size * config.gradient_accumulation_steps * world_size
+    if global_batch_size > num_images - config.num_val:
+        raise UsageError(
+            f"error: micro_batch_size x gradient_accumulation_steps x processes = {config.micro_batch_size} x "
+            f"{config.gradient_accumulation_steps} x {world_size} = {global_batch_size} images, "
+            f"but there are only {num_images - config.num_val} training images"
+        )
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.device) -> dict[str, Any]:
@@ -184,8 +208,6 @@ class Run:
         self.notes: list[str] = []
 
         num_images, num_classes = len(dataset.train_images), len(dataset.class_names)
-        if config.num_val >= num_images:
-            raise UsageError(f"error: num_val: {config.num_val} is not allowed: there are {num_images} training images")
         images, labels = torch.from_numpy(dataset.train_images), torch.from_numpy(dataset.train_labels)
         train_index, val_index = split(num_images, config.num_val)
         self.val = (images[val_index], labels[val_index])
@@ -206,12 +228,6 @@ class Run:
             device,
         )
         self.order = self.batches.order
-        if not self.order.num_global_batches():
-            raise UsageError(
-                f"error: micro_batch_size x gradient_accumulation_steps x processes = {config.micro_batch_size} x "
-                f"{config.gradient_accumulation_steps} x {self.world_size} = {self.order.global_batch_size} images, "
-                f"but there are only {len(train_index)} training images"
-            )
         self.predict_bytes()
 
         # Where the run is: epoch, images of it used by all processes together, optimizer steps so far.
@@ -286,11 +302,12 @@ class Run:
         import deepspeed
 
         settings = self.settings_for(self.whole)
-        if checkpoint is not None and manifest(checkpoint)["world_size"] != self.world_size:
+        if checkpoint is not None and not self.fits_as_it_is(checkpoint):
             settings["checkpoint"] = {"load_universal": True}
         # [deepspeed] The engine owns everything from here on: optimizer, clipping, accumulation, 16 bits, sharding.
         groups = model.parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        self.engine, *_ = deepspeed.initialize(model=self.model, model_parameters=groups, config=settings)
+        with quiet_stdout():
+            self.engine, *_ = deepspeed.initialize(model=self.model, model_parameters=groups, config=settings)
 
     # ------------------------------------------------------------------------------------------------ the loop itself
 
@@ -415,7 +432,7 @@ class Run:
             "stage": self.strategy.stage,
             "best": self.best,
         }
-        with written_by_all(self.checkpoints, self.step, **facts) as folder:
+        with written_by_all(self.checkpoints, self.step, **facts) as folder, quiet_stdout():
             if self.config.engine == "deepspeed":
                 # [deepspeed] Weights from rank 0 (under ZeRO-3 from each), optimizer state from each.
                 self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=True)
@@ -445,8 +462,9 @@ class Run:
         try:
             if self.config.engine != "deepspeed":
                 self.engine.load_checkpoint(checkpoint)
-            elif facts["world_size"] == self.world_size:
-                self.engine.load_checkpoint(str(checkpoint), tag=TAG)
+            elif self.fits_as_it_is(checkpoint):
+                with quiet_stdout():
+                    self.engine.load_checkpoint(str(checkpoint), tag=TAG)
             else:
                 self.load_universal(checkpoint)
         except pickle.UnpicklingError as error:
@@ -475,6 +493,10 @@ class Run:
             self.folder.forget_after(self.step)
             console.say(f"resuming {self.folder.path} at epoch {self.epoch + 1}, step {self.step}")
 
+    def fits_as_it_is(self, checkpoint: Path) -> bool:
+        """Whether each process finds what it needs: its own share, or, if nothing is shared out, the whole."""
+        return self.strategy.stage == 0 or manifest(checkpoint)["world_size"] == self.world_size
+
     def load_universal(self, checkpoint: Path) -> None:
         """[deepspeed] Take the state of a checkpoint that another number of processes has written.
 
@@ -486,7 +508,13 @@ class Run:
             convert_to_universal(checkpoint / TAG, universal / TAG, self.strategy.stage)
             (universal / "latest_universal").write_text(TAG)
         dist.barrier()
-        self.engine.load_checkpoint(str(universal), tag=TAG)
+        with quiet_stdout():
+            self.engine.load_checkpoint(str(universal), tag=TAG)
+        for state in self.engine.optimizer.optimizer.state.values():
+            # [deepspeed] ZeRO-3 gives all groups one and the same counter of steps, which each then counts up in place:
+            # Adam's bias correction would be that of a run many times as long.
+            if "step" in state:
+                state["step"] = copy.deepcopy(state["step"])
         dist.barrier()
         if self.rank == 0:
             shutil.rmtree(universal)
@@ -541,6 +569,27 @@ class Run:
                 autocast=autocast,
             )
         }
+        if config.engine == "deepspeed" and self.strategy.stage in (1, 2) and not self.strategy.offloaded:
+            self.predicted_bytes["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
+
+    def gradients_of_slice(self) -> int:
+        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
+
+        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
+        that a slice touches: of one that is cut in two, both sides keep the whole. On small models with many groups
+        that is visibly more than the formula says.
+        """
+        if self.world_size == 1:
+            return self.num_parameters
+        held = 0
+        for group in model.parameter_groups(self.whole, self.config.weight_decay, self.config.layer_decay):
+            sizes = [parameter.numel() for parameter in group["params"]]
+            length = -(-sum(sizes) // self.world_size)
+            begin, end, at = self.rank * length, (self.rank + 1) * length, 0
+            for size in sizes:
+                held += size if at < end and at + size > begin else 0
+                at += size
+        return held
 
     def measured_activations(self) -> int:
         """Measure what the backward pass of a micro-batch needs, on a plain module and a batch of the real size."""
@@ -683,12 +732,15 @@ def convert_to_universal(folder: Path, to: Path, stage: int) -> None:
         strict=True,
         inject_missing_state=stage < 3,  # what the stages below 3 do not write, since Megatron would
     )
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
+    with quiet_stdout(), contextlib.redirect_stderr(io.StringIO()):  # of which only its progress bars are lost
         ds_to_universal.main(arguments)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """[deepspeed] Keep what it prints at each start and each checkpoint from mixing with the output of this project."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123 - no Path for a device
+        yield
 
 
 def cpu_has_bf16_units() -> bool:

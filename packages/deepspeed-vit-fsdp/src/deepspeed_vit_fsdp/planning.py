@@ -6,6 +6,7 @@ one and two layers with two and three images, and drawn out in straight lines.
 """
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,7 @@ def activation_bytes(
         autocast: parameters stay fp32, and only the forward pass is in 16 bits.
     """
 
+    @functools.cache
     def counted(num_layers: int, num_images: int, again: bool) -> int:
         small = copy.deepcopy(settings)
         small.num_hidden_layers = num_layers

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, plan, export. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, plan, export, download. torch is imported where it is needed only."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
 from deepspeed_vit_fsdp.config import CompareConfig, EvaluateConfig, ExportConfig, PlanConfig, TrainConfig
@@ -101,9 +102,22 @@ def export(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring CIFAR-100 into the cache."""
+    return download_one("cifar100", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `deepspeed-vit-fsdp`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "plan": plan, "export": export}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "compare": compare,
+        "plan": plan,
+        "export": export,
+        "download": download,
+    }
     return dispatch(PACKAGE, "A vision transformer on CIFAR-100 with DeepSpeed and full sharding.", commands, argv)
 
 

@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from trainyard_shared.console import say
 from trainyard_shared.datasets.cifar import ImageDataset
 from trainyard_shared.datasets.fetch import is_offline
 from trainyard_shared.errors import DataError, UsageError
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
-from transformers.image_processing_base import ImageProcessingMixin
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.data import Preparation
+
+postpone_dynamo()  # before transformers is imported: nothing here is compiled
+
+import transformers  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.utils.hub import cached_file  # noqa: E402
 
 HEAD_WIDTH = 32
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -189,7 +198,7 @@ def load_pretrained(name: str, settings: Any, seed: int) -> tuple[Any, list[str]
 def processor_of(name: str) -> dict[str, Any]:
     """Return the settings of a pretrained model's image processor: sizes, means; raises DataError if it has none."""
     try:
-        return ImageProcessingMixin.get_image_processor_dict(name, **_where(name))[0]
+        return json.loads(Path(cached_file(name, "preprocessor_config.json", **_where(name))).read_text("utf-8"))
     except Exception as error:
         raise _cannot_have(name, "preprocessor_config.json", error) from error
 

@@ -1,6 +1,7 @@
 """A run's model as a plain Hugging Face folder, from the finished run or put together from its newest checkpoint."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainyard_shared.errors import DataError, UsageError
 from deepspeed_vit_fsdp import data, engines, model
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.evaluate import MODEL
-from deepspeed_vit_fsdp.train import BEST, TAG, read_as_data
+from deepspeed_vit_fsdp.train import BEST, TAG, quiet_stdout, read_as_data
 
 
 def export(run: Path, to: Path) -> None:
@@ -23,7 +24,7 @@ def export(run: Path, to: Path) -> None:
 
     Raises:
         UsageError: `to` exists already.
-        DataError: the run has neither a model nor an intact checkpoint.
+        DataError: the run has neither a model nor an intact checkpoint, or one that holds more than numbers.
     """
     if to.exists():
         raise UsageError(f"error: --to {to}: exists already")
@@ -38,11 +39,19 @@ def export(run: Path, to: Path) -> None:
         if (checkpoint / BEST).is_file():
             weights, what = load_file(checkpoint / BEST), f"the best so far, of epoch {facts['best']['epoch']}"
         else:
-            weights, what = weights_of(checkpoint, facts), f"of step {facts['step']}"
+            weights, what = read_weights(checkpoint, facts), f"of step {facts['step']}"
         settings, preparation = settings_of(run)
         model.save(to, settings, weights, preparation.processor())
         say(f"the run {run} has not finished: its weights, {what}, are in {to}")
     say(f"to load it: transformers.AutoModelForImageClassification.from_pretrained({str(to)!r})")
+
+
+def read_weights(checkpoint: Path, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint; raises DataError if it holds what could run code."""
+    try:
+        return weights_of(checkpoint, facts)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
 
 
 def weights_of(checkpoint: Path, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -56,7 +65,8 @@ def weights_of(checkpoint: Path, facts: dict[str, Any]) -> dict[str, torch.Tenso
     read_as_data()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    with quiet_stdout():
+        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
 
 
 def settings_of(run: Path) -> tuple[Any, data.Preparation]:

@@ -12,7 +12,7 @@ import torch
 from deepspeed_vit_fsdp import model
 from deepspeed_vit_fsdp.config import TrainConfig
 from deepspeed_vit_fsdp.data import Preparation
-from trainyard_shared.errors import DataError
+from trainyard_shared.errors import DataError, UsageError
 from trainyard_shared.testing import run
 from transformers import BertConfig, ResNetConfig, ViTConfig
 
@@ -39,6 +39,11 @@ def test_mimetic_weights_have_the_structure_of_trained_ones() -> None:
     assert outer.diagonal().mean().item() == pytest.approx(-0.4, abs=0.05)
     standard = tiny("standard", hidden_size=96).vit.layers[0].attention
     assert abs((standard.o_proj.weight @ standard.v_proj.weight).diagonal().mean()) < 0.01
+
+
+def test_patches_that_do_not_fit_the_images() -> None:
+    with pytest.raises(UsageError, match="patch_size: 5 is not allowed: it must divide the 32 pixels of a side"):
+        tiny(patch_size=5)
 
 
 def test_positions_of_sines_are_nearest_to_their_neighbours() -> None:

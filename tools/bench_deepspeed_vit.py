@@ -6,10 +6,11 @@
 The same model, images, batch, threads and number of processes for all, in turn, several rounds, medians:
 
     ddp        the project's loop with PyTorch's DDP: what DeepSpeed's overhead is measured against
-    zero0      the same loop with DeepSpeed, nothing shared out
-    zero3      the same loop with DeepSpeed, everything shared out
+    zero0 .. 3 the same loop with DeepSpeed, of which each stage shares out more
     trainer0   transformers.Trainer with the DeepSpeed config of zero0; images augmented one by one in its data set, as
     trainer3   ... of zero3                                                      its examples do
+
+Then the bytes of parameters, gradients and optimizer state that rank 0 held, beside the formulas of ZeRO.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 CPU = torch.device("cpu")
-LOOPS = {"ddp": {"engine": "ddp"}, "zero0": {"deepspeed": "zero0"}, "zero3": {"deepspeed": "zero3"}}
+LOOPS = {"ddp": {"engine": "ddp"}} | {f"zero{stage}": {"deepspeed": f"zero{stage}"} for stage in range(4)}
 TRAINERS = {"trainer0": "zero0", "trainer3": "zero3"}
 
 
@@ -141,6 +142,17 @@ def Timer() -> Any:  # noqa: N802 - a class that needs transformers
     return Steps()
 
 
+def bytes_of(runs: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Measured and predicted bytes of the training state of this rank."""
+    from deepspeed_vit_fsdp.planning import state_bytes
+
+    found = {}
+    for name, run in runs.items():
+        formula = state_bytes(run.num_parameters, run.strategy, run.world_size, run.config.precision, reduced=True)
+        found[name] = (sum(run.held.values()), sum(formula.values()))
+    return found
+
+
 def worker(arguments: argparse.Namespace) -> None:
     from deepspeed_vit_fsdp.train import start
 
@@ -162,7 +174,7 @@ def worker(arguments: argparse.Namespace) -> None:
             if number:  # the first round warms up
                 rates[name].append(arguments.images / seconds)
     if dist.get_rank() == 0:
-        (folder / "rates.json").write_text(json.dumps(rates))
+        (folder / "found.json").write_text(json.dumps({"rates": rates, "bytes": bytes_of(runs)}))
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)
@@ -199,12 +211,16 @@ def main() -> int:
         statuses = [process.wait() for process in processes]
         if any(statuses):
             return 1
-        rates = json.loads((Path(folder) / "rates.json").read_text())
+        found = json.loads((Path(folder) / "found.json").read_text())
+    rates = found["rates"]
     for name, values in rates.items():
         print(f"{name:10} {statistics.median(values):7.0f} images/s   {min(values):.0f} to {max(values):.0f}")
-    for name, other in (("zero0", "ddp"), ("zero3", "ddp"), ("zero0", "trainer0"), ("zero3", "trainer3")):
+    against_ddp = [(name, "ddp") for name in LOOPS if name != "ddp"]
+    for name, other in (*against_ddp, ("zero0", "trainer0"), ("zero3", "trainer3")):
         ratios = [a / b for a, b in zip(rates[name], rates[other], strict=True)]
         print(f"{name} / {other}: {statistics.median(ratios):.2f} (by round {min(ratios):.2f} to {max(ratios):.2f})")
+    for name, (measured, predicted) in found["bytes"].items():
+        print(f"{name}: {measured:,} bytes of training state a rank, formula {predicted:,}: {measured / predicted:.3f}")
     return 0
 
 

@@ -1,40 +1,40 @@
 """However a step is shared out, and in however many micro-batches, it computes the same numbers: loss by loss."""
 
+import contextlib
 import json
 import math
 import os
-import shutil
-import socket
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from deepspeed_vit_fsdp import model
 from deepspeed_vit_fsdp.communication import predicted_bytes
 from deepspeed_vit_fsdp.data import Preparation
-from deepspeed_vit_fsdp.planning import STRATEGIES
+from deepspeed_vit_fsdp.planning import STRATEGIES, state_bytes
 from transformers import ViTConfig, ViTForImageClassification
 
 pytestmark = pytest.mark.timeout(600)  # all cases of a group run before the first test
 BASE: dict[str, Any] = {
-    "num_sample_images": 300,
-    "num_val": 44,
+    "num_sample_images": 200,
+    "num_val": 40,
     "epochs": 1,
     "patch_size": 8,
     "hidden_size": 64,
     "num_layers": 2,
     "log_every": 1,
-    "randaugment_ops": 1,
     "mixup_alpha": 0.8,
     "cutmix_alpha": 1.0,
     "layer_decay": 0.8,
     "learning_rate": 2e-3,
 }
 HALF = {"micro_batch_size": 16}
-ACCUMULATED = {"micro_batch_size": 4, "gradient_accumulation_steps": 4}
+ACCUMULATED = {"micro_batch_size": 8, "gradient_accumulation_steps": 2}
 # Every way to share out a step, on two processes.
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
@@ -47,9 +47,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero3_offload_all": {"deepspeed": "zero3_offload_all"},
 }
 ACCUMULATING = ("ddp", "fsdp2", "zero0", "zero2", "zero3")
-CONTINUED = ("zero2", "zero3", "fsdp2")
-PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "randaugment_ops": 0}
-MANY_LAYERS = PLAIN | {"num_layers": 16, "num_sample_images": 200, "num_val": 100}
+CONTINUED = ("zero0", "zero1", "zero2", "zero3", "fsdp2")
+PLAIN = {"layer_decay": 1.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+MANY_LAYERS = PLAIN | {"num_layers": 16, "num_val": 136}  # two steps
+ONE_STEP = PLAIN | {"num_val": 168}
 # Per world size, the same global batch of 32 images in different shares.
 CASES: dict[int, dict[str, dict[str, Any]]] = {
     2: {
@@ -60,53 +61,27 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "ddp checkpointing": HALF | {"activation_checkpointing": True, "engine": "ddp"},
         "fsdp2 checkpointing": HALF | {"activation_checkpointing": True, "engine": "fsdp2"},
         **{f"{way} bf16": HALF | {"precision": "bf16"} | WAYS[way] for way in ("ddp", "fsdp2", "zero1", "zero3")},
-        "other batches": {"micro_batch_size": 8},
-        "standard": HALF | PLAIN | {"initialization": "standard"},
+        "other batches": {"micro_batch_size": 8, "engine": "ddp"},
+        "standard": HALF | ONE_STEP | {"initialization": "standard"},
         **{f"pretrained {way}": HALF | PLAIN | WAYS[way] | {"model": "pretrained"} for way in ("ddp", "zero3")},
-        "new head": HALF | PLAIN | {"model": "pretrained 7 classes"},
-        # Gradients of a matrix that is cut between two processes stay whole: little, if there are many matrices.
+        "new head": HALF | ONE_STEP | {"model": "pretrained 7 classes"},
         **{f"{way} of many layers": HALF | MANY_LAYERS | WAYS[way] for way in ("zero1", "zero2")},
         "zero1 bf16 of many layers": HALF | MANY_LAYERS | WAYS["zero1"] | {"precision": "bf16"},
         "not divided by the accumulation": ACCUMULATED,
-        "weights of the library under zero.Init": HALF | PLAIN | {"initialization": "standard"},
+        "weights of the library under zero.Init": HALF | ONE_STEP | {"initialization": "standard"},
     },
     1: {
         "ddp": {"micro_batch_size": 32, "engine": "ddp"},
         "zero3": {"micro_batch_size": 32},
         "zero3 bf16": {"micro_batch_size": 32, "precision": "bf16"},
-        "standard": {"micro_batch_size": 32, "engine": "ddp", "initialization": "standard"} | PLAIN,
+        "standard": {"micro_batch_size": 32, "engine": "ddp", "initialization": "standard"} | ONE_STEP,
         **{f"{way} continued": {"micro_batch_size": 32} | WAYS[way] for way in CONTINUED},
+        "another stage": {"micro_batch_size": 32, "deepspeed": "zero1"},
+        "no number": {"micro_batch_size": 32, "learning_rate": 1e30, "max_grad_norm": 0.0},
     },
 }
 MANY_LAYERS_OF = ("zero1", "zero2", "zero1 bf16")
 FAULTS = ("not divided by the accumulation", "weights of the library under zero.Init")
-
-
-def run_group(world_size: int, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run `proof_worker.py` in a group of processes and return what it wrote."""
-    (folder / f"cases-{world_size}.json").write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    worker = Path(__file__).with_name("proof_worker.py")
-    command = [sys.executable, "-W", "ignore", str(worker), str(folder), str(folder / f"cases-{world_size}.json")]
-    environment = os.environ | {
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world_size)
-    ]
-    try:
-        assert [process.wait(timeout=500) for process in processes] == [0] * world_size
-    finally:
-        for process in processes:
-            process.kill()
-    return json.loads((folder / f"outcome-{world_size}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +91,42 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     pretrained = {"pretrained": 100, "pretrained 7 classes": 7}
     for name, num_classes in pretrained.items():
         make_pretrained(folder / name, num_classes)
-    found = {}
+    groups = []
     for world_size in (2, 1):
         cases = {}
         for name, overrides in CASES[world_size].items():
-            run_dir = f"{name}-{world_size}"
-            if name.endswith("continued"):
-                shutil.copytree(folder / f"{name.removesuffix(' continued')} stopped-2", folder / run_dir)
-                # As if it had been killed between step 3 and step 6.
-                shutil.rmtree(folder / run_dir / "checkpoints" / "step-00000006")
             if overrides.get("model") in pretrained:
                 overrides = overrides | {"model": str(folder / overrides["model"])}
-            fault = name if name in FAULTS else None
-            cases[name] = {"config": BASE | overrides, "run_dir": run_dir, "fault": fault}
-        found[world_size] = run_group(world_size, cases, folder)
+            way = name.removesuffix(" continued")
+            cases[name] = {
+                "config": BASE | overrides,
+                "continues": f"{'zero3' if name == 'another stage' else way} stopped-2"
+                if way != name or name == "another stage"
+                else None,
+                "fault": name if name in FAULTS else None,
+            }
+        groups.append({"folder": str(folder), "world_size": world_size, "cases": cases})
+    run_groups(folder, groups)
+    found = {}
+    for world_size in (2, 1):
+        found[world_size] = json.loads((folder / f"outcome-{world_size}.json").read_text())
+        with np.load(folder / f"weights-{world_size}.npz") as weights:
+            for name, outcome in found[world_size].items():
+                outcome["weights"] = weights[name]
     return found
+
+
+def run_groups(folder: Path, groups: list[dict[str, Any]]) -> None:
+    """Run `proof_worker.py` to its end."""
+    (folder / "groups.json").write_text(json.dumps(groups))
+    worker = Path(__file__).with_name("proof_worker.py")
+    command = [sys.executable, "-W", "ignore", str(worker), str(folder / "groups.json")]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    try:
+        assert process.wait(timeout=500) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def make_pretrained(folder: Path, num_classes: int) -> None:
@@ -154,16 +150,13 @@ def losses(outcome: dict[str, Any]) -> list[float]:
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The root of the mean squared difference between two models' weights."""
-    assert one["weights"].keys() == other["weights"].keys()
-    pairs = ((one["weights"][name], other["weights"][name]) for name in one["weights"])
-    squares = [(a - b) ** 2 for left, right in pairs for a, b in zip(left, right, strict=True)]
-    return math.sqrt(sum(squares) / len(squares))
+    return float(np.sqrt(np.square(one["weights"] - other["weights"]).mean()))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "ddp"])
 def test_every_way_of_sharding_equals_plain_data_parallel(outcomes: dict, way: str) -> None:
     plain, sharded = outcomes[2]["ddp"], outcomes[2][way]
-    assert len(losses(plain)) == 8, "256 images in batches of 32"
+    assert len(losses(plain)) == 5, "160 images in batches of 32"
     assert losses(sharded) == pytest.approx(losses(plain), abs=1e-5)
     # AdamW turns the rounding of tiny gradients into whole steps of single weights: compare all weights together.
     assert distance(sharded, plain) < 0.02 * distance(outcomes[2]["other batches"], plain)
@@ -187,7 +180,7 @@ def test_accumulated_gradients_are_divided_and_the_proof_would_notice_if_not(out
     # AdamW hides a factor on all gradients from the losses; their norm does not.
     at_once, accumulated = (outcomes[2][name]["grad_norm"] for name in ("zero3", "zero3 accumulated"))
     assert accumulated == pytest.approx(at_once, rel=1e-3)
-    assert outcomes[2]["not divided by the accumulation"]["grad_norm"] > 3 * at_once
+    assert outcomes[2]["not divided by the accumulation"]["grad_norm"] > 1.9 * at_once
 
 
 @pytest.mark.parametrize("way", ["zero3", "ddp", "fsdp2"])
@@ -242,9 +235,20 @@ def test_evaluation_of_101_images_is_the_same_for_any_number_of_processes(outcom
 
 @pytest.mark.parametrize("way", [*WAYS, "zero3 checkpointing", "ddp bf16", "fsdp2 bf16", "zero1 bf16", "zero3 bf16"])
 def test_a_process_holds_what_was_predicted(outcomes: dict, way: str) -> None:
-    outcome = outcomes[2][f"{way} of many layers" if way in MANY_LAYERS_OF else way]
+    outcome = outcomes[2][way]
+    assert set(outcome["bytes"]) == {"parameters", "gradients", "optimizer", "activations"}
     for name, measured in outcome["bytes"].items():
         assert measured == pytest.approx(outcome["predicted"][name], rel=0.05), name
+
+
+@pytest.mark.parametrize("way", MANY_LAYERS_OF)
+def test_with_many_layers_stages_1_and_2_hold_what_the_formula_of_plan_says(outcomes: dict, way: str) -> None:
+    # With few, a matrix that is cut between two processes counts: both keep the whole gradient.
+    outcome, (stage, *bf16) = outcomes[2][f"{way} of many layers"], way.split()
+    strategy = next(strategy for strategy in STRATEGIES if strategy.name == stage)
+    formula = state_bytes(outcome["num_parameters"], strategy, 2, "bf16" if bf16 else "fp32", reduced=True)
+    for name, predicted in formula.items():
+        assert outcome["bytes"][name] == pytest.approx(predicted, rel=0.05), name
 
 
 def test_each_stage_shares_out_more(outcomes: dict) -> None:
@@ -262,11 +266,10 @@ def test_each_stage_shares_out_more(outcomes: dict) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_step_sends_is_the_formula(outcomes: dict, way: str) -> None:
     outcome = outcomes[2][way]
-    num_parameters = sum(len(tensor) for tensor in outcome["weights"].values())
     strategy = next(strategy for strategy in STRATEGIES if strategy.name == way)
     # FSDP2 keeps what belongs to no layer (patches, head) between forward and backward pass, and gathers it once.
     tolerance = 0.1 if way == "fsdp2" else 0.01
-    predicted = predicted_bytes(num_parameters, strategy, 2, "fp32")
+    predicted = predicted_bytes(outcome["num_parameters"], strategy, 2, "fp32")
     assert outcome["sent"]["sent_bytes"] == pytest.approx(predicted, rel=tolerance)
 
 
@@ -274,8 +277,20 @@ def test_what_a_step_sends_is_the_formula(outcomes: dict, way: str) -> None:
 def test_a_killed_run_continues_with_another_number_of_processes(outcomes: dict, way: str) -> None:
     """For ZeRO through the universal checkpoint."""
     undisturbed, continued = outcomes[2][way], outcomes[1][f"{way} continued"]
-    assert len(losses(continued)) == 8
+    assert len(losses(continued)) == 5
     assert losses(continued)[:3] == losses(undisturbed)[:3], "recorded before the kill"
     assert losses(continued) == pytest.approx(losses(undisturbed), abs=2e-5)
     assert distance(continued, undisturbed) < 0.02 * distance(outcomes[2]["other batches"], undisturbed)
     assert "resumed with 1 processes and a global batch of 32; before: 2 and 32" in continued["notes"][0]
+
+
+def test_a_checkpoint_of_another_stage_is_refused(outcomes: dict) -> None:
+    refused = outcomes[1]["another stage"]
+    assert refused["exit_status"] == 2
+    assert "the checkpoint is one of engine deepspeed, stage 3" in refused["error"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(outcomes: dict) -> None:
+    stopped = outcomes[1]["no number"]
+    assert "the training loss is nan at step" in stopped["error"]
+    assert "lower --learning-rate" in stopped["error"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed_vit_fsdp import cli, data
+from deepspeed_vit_fsdp.config import TrainConfig
+from deepspeed_vit_fsdp.evaluate import Teacher
+from deepspeed_vit_fsdp.train import check, deepspeed_settings
 from PIL import Image
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import to_flags
+from trainyard_shared.errors import DataError, UsageError
 from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import run, run_folder, script
 
@@ -74,10 +80,11 @@ def test_notebook_reads_a_run_folder(finished: Path, tmp_path: Path) -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
 
 
-def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path: Path) -> None:
-    done = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
-    assert done.status == 0, done.stderr
-    from deepspeed_vit_fsdp.data import Preparation
+def test_export_of_a_finished_run_gives_the_same_logits(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--run", str(finished), "--to", str(tmp_path / "exported")]
+    assert cli.export(flags) == 0
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     exported = AutoModelForImageClassification.from_pretrained(tmp_path / "exported").eval()
@@ -90,22 +97,21 @@ def test_export_of_a_finished_run_gives_the_same_logits(finished: Path, tmp_path
         probabilities = exported(**processor(pictures, return_tensors="pt")).logits.softmax(dim=1)
     stored = np.load(finished / "predictions.npz")["probabilities"][:20]
     assert probabilities.numpy() == pytest.approx(stored.astype(float), abs=1e-3)
-    assert Preparation(32).processor()["size"]["height"] == 32
-    again = run([script("export"), "--run", str(finished), "--to", "exported"], tmp_path)
-    assert again.status == 2
-    assert "--to exported: exists already" in again.stderr
+    assert data.Preparation(32).processor()["size"]["height"] == 32
+    assert cli.export(flags) == 2
+    assert "exported: exists already" in capfd.readouterr().err
 
 
-def test_export_of_an_unfinished_run_puts_the_shares_together(finished: Path, tmp_path: Path) -> None:
+def test_export_of_an_unfinished_run_puts_the_shares_together(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     unfinished = tmp_path / "run"
     shutil.copytree(finished, unfinished)
     shutil.rmtree(unfinished / "model")
-    done = run([script("export"), "--run", str(unfinished), "--to", "best"], tmp_path)
-    assert done.status == 0, done.stderr
-    assert "has not finished: its weights, the best so far, of epoch 1" in done.stdout
+    assert cli.export(["--run", str(unfinished), "--to", str(tmp_path / "best")]) == 0
+    assert "has not finished: its weights, the best so far, of epoch 1" in capfd.readouterr().out
     from deepspeed_vit_fsdp.export import weights_of
     from safetensors.torch import load_file
-    from trainyard_shared.checkpoints import CheckpointFolder, manifest
 
     trained = load_file(finished / "model" / "model.safetensors")
     assert all(torch.equal(trained[name], t) for name, t in load_file(tmp_path / "best" / "model.safetensors").items())
@@ -164,43 +170,27 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
 )
 def test_a_json_config_that_contradicts_is_named(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "own.json").write_text(content)
-    done = run([script("train"), *FLAGS, "--deepspeed", "own.json"], tmp_path)
-    assert done.status == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "results").glob("*/*"))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        deepspeed_settings(TrainConfig(deepspeed=str(tmp_path / "own.json")), 2, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("num_val", "micro_batch_size", "words"),
     [
-        (["--data", "real", "--data-dir", "nowhere"], "nowhere"),
-        (["--model", "nobody/no-such-vit"], "--model nobody/no-such-vit: no config to be had"),
-        (["--teacher", "nowhere"], "--teacher nowhere: neither a finished run nor a folder with config.json"),
+        (200, 8, "num_val: 200 is not allowed: there are 200 training images"),
+        (0, 500, "500 x 1 x 2 = 1000 images, but there are only 200 training images"),
     ],
 )
-def test_what_is_not_there_is_named(tmp_path: Path, flags: list[str], words: str) -> None:
-    done = run([script("train"), *FLAGS, *flags], tmp_path, TRAINYARD_OFFLINE="1")
-    assert done.status == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "results").glob("*/*")), "a run that never began leaves no folder"
+def test_too_few_images_are_noticed_before_deepspeed_starts(num_val: int, micro_batch_size: int, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        check(TrainConfig(num_val=num_val, micro_batch_size=micro_batch_size), 200, 2)
 
 
-def test_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    flags = ["--learning-rate", "1e30", "--log-every", "1", "--max-grad-norm", "0"]
-    done = run([script("train"), *FLAGS, *flags], tmp_path)
-    assert done.status == 1
-    assert "the training loss is nan at step" in done.stderr
-    assert "lower --learning-rate" in done.stderr
-
-
-def test_resume_with_another_stage_is_refused(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    done = run([script("train"), "--resume", str(folder), "--deepspeed", "zero1", "--epochs", "2"], tmp_path)
-    assert done.status == 2
-    assert "the checkpoint is one of engine deepspeed, stage 3" in done.stderr
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere, which does not exist"):
+        data.load(TrainConfig(data="real", data_dir=tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="--teacher nowhere: neither a finished run nor a folder with config"):
+        Teacher(Path("nowhere"), 100, torch.device("cpu"))
 
 
 class Evil:
@@ -216,7 +206,7 @@ def test_a_checkpoint_that_would_run_code_is_not_read(finished: Path, tmp_path: 
     assert newest is not None
     facts = {key: value for key, value in manifest(newest).items() if not key.startswith("sha256")}
     with checkpoints.write(facts.pop("step") + 1, **facts) as forged:  # whose checksums are right
-        shutil.copytree(newest, forged, dirs_exist_ok=True)
+        shutil.copytree(newest, forged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         (state,) = (forged / "state").glob("*optim_states.pt")
         torch.save({"optimizer_state_dict": Evil()}, state)
     done = run([script("train"), "--resume", str(folder), "--epochs", "2"], tmp_path)

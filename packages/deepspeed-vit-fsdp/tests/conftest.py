@@ -26,6 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "randaugment_ops": 1,
             "mixup_alpha": 0.4,
             "cutmix_alpha": 1.0,
+            "count_communication": True,
         }
     )
     done = run([script("train"), *flags, "--out-dir", str(folder)], folder)
