@@ -144,30 +144,44 @@ def test_windows_count_each_token_once_with_enough_context(length: int, stride: 
         assert window.first >= min(length - stride + 1, window.tokens[window.first])
 
 
+GOOD = b'{"text": "a", "meta": {"pile_set_name": "X"}}\n'
+LONG = json.dumps({"text": "x" * 3000, "meta": {"pile_set_name": "X"}}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("split", "content", "words"),
     [
-        (b"no zstd at all", "train.jsonl.zst, at line 1: corrupt zstd frame"),
-        (None, "train.jsonl.zst, line 2: no JSON"),
+        ("train", b"no zstd at all", "train.jsonl.zst, at line 1: corrupt zstd frame"),
+        ("train", [GOOD, b"{no json\n", GOOD * 20], "train.jsonl.zst, line 2: no JSON"),
+        ("train", [GOOD, b'{"text": "a"}\n', GOOD * 20], "train.jsonl.zst, line 2: no key 'meta', expected"),
+        # In mid-stream: several steps are made before it.
+        ("train", [LONG * 8, b"{no json\n", GOOD * 20], "train.jsonl.zst, line 9: no JSON"),
+        ("val", [GOOD * 3, b"{no json\n"], "val.jsonl.zst, line 4: no JSON"),
+        ("test", [GOOD * 3, b"{no json\n"], "test.jsonl.zst, line 4: no JSON"),
     ],
+    ids=["frame", "line", "column", "mid-stream", "val", "test"],
 )
 def test_bad_files_end_a_run_with_one_message_and_leave_no_folder(
-    tmp_path: Path, content: bytes | None, words: str
+    tmp_path: Path, split: str, content: bytes | list[bytes], words: str
 ) -> None:
     import zstandard
 
     folder = tmp_path / "bad"
     folder.mkdir()
-    for split in ("train", "val", "test"):
-        pile.write_documents(folder / f"{split}.jsonl.zst", ((text, "X") for text in TEXTS))
-    good = b'{"text": "a", "meta": {"pile_set_name": "X"}}\n'
-    bad = content if content is not None else zstandard.ZstdCompressor().compress(good + b"{no json\n" + good * 20)
-    (folder / "train.jsonl.zst").write_bytes(bad)
+    for name in ("train", "val", "test"):
+        pile.write_documents(folder / f"{name}.jsonl.zst", ((text, "X") for text in TEXTS))
+    bad = content if isinstance(content, bytes) else zstandard.ZstdCompressor().compress(b"".join(content))
+    (folder / f"{split}.jsonl.zst").write_bytes(bad)
     flags = ["--data", "real", "--data-dir", str(folder), "--hidden-size", "32", "--num-layers", "1", "--nproc", "1"]
-    finished = run([script("train"), *flags], tmp_path)
+    finished = run([script("train"), *flags, "--log-every", "1"], tmp_path)
     assert finished.status == 1
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
+    assert ("step 2" in finished.stdout) == ("line 9" in words), "only what comes later is found later"
+    assert not list((tmp_path / "results" / "deepspeed-gpt2-pile").iterdir())
+
+
+def test_missing_files_leave_no_folder(tmp_path: Path) -> None:
     missing = run([script("train"), "--data", "real", "--data-dir", str(tmp_path / "nowhere")], tmp_path)
     assert missing.status == 1
     assert "nowhere, which does not exist" in missing.stderr

@@ -100,13 +100,15 @@ def test_baselines_are_what_they_say(tmp_path: Path, files: list[Path]) -> None:
     for split in ("train", "val"):
         pile.write_documents(tmp_path / f"{split}.jsonl.zst", iter([("aab", "A")]))
     tokenizer = data.byte_tokenizer()
-    gpt2, config = small(tokenizer)
     pile.write_documents(files[0], iter([("aaab", "A")]))
     found = pile.find_pile(tmp_path)
-    measured = evaluate.measure(gpt2, tokenizer, found.test, None, config, CPU)
+    frequencies = evaluate.frequency_bits_per_byte(found, tokenizer, TrainConfig())["A"]
     # Seen: a twice, b once, and one of each of 257 tokens.
-    wanted = -(3 * math.log2(3 / 260) + math.log2(2 / 260)) / 4
-    assert evaluate.unigram_bits_per_byte(measured, found, tokenizer, config)["A"] == pytest.approx(wanted)
+    a, b = 3 / 260, 2 / 260
+    assert frequencies["unigram"] == pytest.approx(-(3 * math.log2(a) + math.log2(b)) / 4)
+    # The end was followed by a, its only follower; a by a and b, two kinds in two times: halves.
+    steps = [(1 + a) / 2, (1 + 2 * a) / 4, (1 + 2 * a) / 4, (1 + 2 * b) / 4]
+    assert frequencies["bigram"] == pytest.approx(-sum(map(math.log2, steps)) / 4)
     anchors = evaluate.compressed_bits_per_byte(found.test, None)["A"]
     assert anchors["xz"] == 8 * len(lzma.compress(b"aaab", preset=9 | lzma.PRESET_EXTREME)) / 4
 
