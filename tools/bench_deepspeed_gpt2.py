@@ -135,6 +135,7 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
 
     import transformers
     from deepspeed_gpt2_pile import data, model
+    from deepspeed_gpt2_pile.plain import BETAS
     from trainyard_shared.datasets import pile
 
     config, end = run.config, data.end_of_text(run.tokenizer)
@@ -184,6 +185,7 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
             max_steps=steps,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
+            adam_beta2=BETAS[1],
             max_grad_norm=config.max_grad_norm,
             lr_scheduler_type="constant",
             report_to="none",
