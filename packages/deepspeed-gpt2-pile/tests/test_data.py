@@ -161,7 +161,7 @@ def with_a_bad_file(folder: Path, split: str, content: bytes | list[bytes]) -> P
 
 
 @pytest.mark.parametrize(
-    ("split", "content", "words", "steps"),
+    ("split", "content", "words", "trains"),
     [
         ("train", b"no zstd at all", "train.jsonl.zst, at line 1: corrupt zstd frame", False),
         ("train", [LONG * 8, b"{no json\n", GOOD * 20], "train.jsonl.zst, line 9: no JSON", True),
@@ -170,7 +170,7 @@ def with_a_bad_file(folder: Path, split: str, content: bytes | list[bytes]) -> P
     ids=["at the beginning", "in mid-stream", "in the test set"],
 )
 def test_bad_files_end_a_run_with_one_message_and_leave_no_folder(
-    tmp_path: Path, split: str, content: bytes | list[bytes], words: str, steps: bool
+    tmp_path: Path, split: str, content: bytes | list[bytes], words: str, trains: bool
 ) -> None:
     folder = with_a_bad_file(tmp_path / "bad", split, content)
     flags = ["--data", "real", "--data-dir", str(folder), "--hidden-size", "32", "--num-layers", "1", "--nproc", "1"]
@@ -178,7 +178,7 @@ def test_bad_files_end_a_run_with_one_message_and_leave_no_folder(
     assert finished.status == 1
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
-    assert ("step 2 " in finished.stdout) == steps, "training begins only where nothing could be found before"
+    assert ("training 'sample'" in finished.stdout) == trains, "it begins only where nothing could be found before"
     assert not list((tmp_path / "results" / "deepspeed-gpt2-pile").iterdir())
 
 

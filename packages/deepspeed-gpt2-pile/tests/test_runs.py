@@ -57,7 +57,7 @@ def test_batch_sizes_that_do_not_multiply_end_a_run_with_one_message(tmp_path: P
     assert finished.status == 2
     words = (
         "own.json: train_batch_size is 99, which does not fit micro_batch_size x gradient_accumulation_steps x "
-        "processes = 8 x 1 x 2 = 16"
+        "processes = 4 x 1 x 2 = 8"
     )
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
