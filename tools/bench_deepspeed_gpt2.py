@@ -3,7 +3,7 @@
     python tools/bench_deepspeed_gpt2.py [--nproc 2] [--rounds 5] [--steps 10] [--data-dir DIR --tokenizer FOLDER]
 
 In turn, in the same processes, several rounds, medians; the same model, threads, dtype, sequences in a batch and
-optimizer for all. What counts are the tokens of documents, without padding:
+optimizer for all. What counts are the tokens that the model reads, without padding:
 
     plain    this project's loop with PyTorch's DistributedDataParallel
     zero0    this project's loop with DeepSpeed, ZeRO stage 0: the same work, so the difference is DeepSpeed's overhead
@@ -135,6 +135,7 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
 
     import transformers
     from deepspeed_gpt2_pile import data, model
+    from deepspeed_gpt2_pile.plain import BETAS
     from trainyard_shared.datasets import pile
 
     config, end = run.config, data.end_of_text(run.tokenizer)
@@ -147,13 +148,14 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
     def rows(count: int) -> list[list[int]]:
         if name == "padded":
             return list(itertools.islice(documents(), count))
-        return [row for _ in range(count // config.micro_batch_size) for row in run.batches.next().tolist()]
+        # As many as the model sees at once; Trainer makes the targets of the inputs, which ends a token earlier.
+        return [row[:-1] for _ in range(count // config.micro_batch_size) for row in run.batches.next().tolist()]
 
     counted = 0
 
     def collate(batch: list[list[int]]) -> dict[str, torch.Tensor]:
         nonlocal counted
-        counted += sum(map(len, batch)) - len(batch)  # the first of a row is no target
+        counted += sum(map(len, batch))
         length = max(map(len, batch))
         ids = torch.tensor([row + [end] * (length - len(row)) for row in batch])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in batch])
@@ -184,6 +186,7 @@ def of_trainer(name: str, run: Any, folder: Path) -> Work:
             max_steps=steps,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
+            adam_beta2=BETAS[1],
             max_grad_norm=config.max_grad_norm,
             lr_scheduler_type="constant",
             report_to="none",

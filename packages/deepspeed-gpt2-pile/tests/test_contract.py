@@ -13,6 +13,7 @@ class TestContract(ProjectContract):
         "epochs": 2,
         "steps_per_epoch": 16,
         "micro_batch_size": 8,
+        "deepspeed": "zero3",
         "hidden_size": 64,
         "num_layers": 2,
         "context_length": 64,
@@ -33,6 +34,6 @@ class TestContract(ProjectContract):
         (["--num-shards", "7"], "num_shards: 7 cannot be shared out among 2 processes"),
         (
             ["--num-shards", "6"],
-            "6 does not divide micro_batch_size x gradient_accumulation_steps x processes = 8 x 1 x 2",
+            "6 does not divide micro_batch_size x gradient_accumulation_steps x processes = 4 x 1 x 2",
         ),
     )

@@ -10,7 +10,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from deepspeed_gpt2_pile.train import schedule
+import torch
+from deepspeed_gpt2_pile.config import TrainConfig
+from deepspeed_gpt2_pile.train import deepspeed_settings, schedule
+from trainyard_shared.errors import UsageError
 from trainyard_shared.results import read_json
 from trainyard_shared.testing import run, run_folder, script
 
@@ -37,19 +40,25 @@ def native(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (
-            native(train_batch_size=99),
-            "own.json: train_batch_size is 99, which does not fit micro_batch_size x gradient_accumulation_steps x "
-            "processes = 8 x 1 x 2 = 16",
-        ),
         (native(gradient_clipping=7.0), "own.json: gradient_clipping is 7.0, but the config says 1.0"),
         ("{\n'stage': 1}", "own.json, line 2: not valid JSON"),
     ],
 )
 def test_a_json_file_that_does_not_fit_is_explained(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "own.json").write_text(content)
+    with pytest.raises(UsageError) as raised:
+        deepspeed_settings(TrainConfig(deepspeed=str(tmp_path / "own.json")), 2, torch.device("cpu"))
+    assert words in str(raised.value)
+
+
+def test_batch_sizes_that_do_not_multiply_end_a_run_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(native(train_batch_size=99))
     finished = run([script("train"), "--deepspeed", "own.json", "--nproc", "2"], tmp_path)
     assert finished.status == 2
+    words = (
+        "own.json: train_batch_size is 99, which does not fit micro_batch_size x gradient_accumulation_steps x "
+        "processes = 4 x 1 x 2 = 8"
+    )
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not list((tmp_path / "results" / "deepspeed-gpt2-pile").iterdir())
@@ -66,8 +75,6 @@ class Harm:
 
 
 def test_a_checkpoint_that_holds_code_is_not_read(trained: Path, tmp_path: Path) -> None:
-    import torch
-
     folder = tmp_path / trained.name
     shutil.copytree(trained, folder)
     (checkpoint,) = sorted((folder / "checkpoints").glob("step-*"))[-1:]

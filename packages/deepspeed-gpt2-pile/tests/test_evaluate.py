@@ -12,6 +12,7 @@ from deepspeed_gpt2_pile.config import TrainConfig
 from deepspeed_gpt2_pile.export import weights_in
 from safetensors.torch import load_file
 from trainyard_shared.datasets import pile
+from trainyard_shared.errors import DataError
 from trainyard_shared.results import read_json
 from trainyard_shared.testing import run, script
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,13 +101,15 @@ def test_baselines_are_what_they_say(tmp_path: Path, files: list[Path]) -> None:
     for split in ("train", "val"):
         pile.write_documents(tmp_path / f"{split}.jsonl.zst", iter([("aab", "A")]))
     tokenizer = data.byte_tokenizer()
-    gpt2, config = small(tokenizer)
     pile.write_documents(files[0], iter([("aaab", "A")]))
     found = pile.find_pile(tmp_path)
-    measured = evaluate.measure(gpt2, tokenizer, found.test, None, config, CPU)
+    frequencies = evaluate.frequency_bits_per_byte(found, tokenizer, TrainConfig())["A"]
     # Seen: a twice, b once, and one of each of 257 tokens.
-    wanted = -(3 * math.log2(3 / 260) + math.log2(2 / 260)) / 4
-    assert evaluate.unigram_bits_per_byte(measured, found, tokenizer, config)["A"] == pytest.approx(wanted)
+    a, b = 3 / 260, 2 / 260
+    assert frequencies["unigram"] == pytest.approx(-(3 * math.log2(a) + math.log2(b)) / 4)
+    # The end was followed by a, its only follower; a by a and b, two kinds in two times: halves.
+    steps = [(1 + a) / 2, (1 + 2 * a) / 4, (1 + 2 * a) / 4, (1 + 2 * b) / 4]
+    assert frequencies["bigram"] == pytest.approx(-sum(map(math.log2, steps)) / 4)
     anchors = evaluate.compressed_bits_per_byte(found.test, None)["A"]
     assert anchors["xz"] == 8 * len(lzma.compress(b"aaab", preset=9 | lzma.PRESET_EXTREME)) / 4
 
@@ -131,14 +134,14 @@ def test_an_exported_checkpoint_gives_the_logits_of_the_run(trained: Path, tmp_p
 
 
 def test_wrong_models_are_named(tmp_path: Path) -> None:
-    flags = ["--nproc", "1", "--model", "model"]
     (tmp_path / "model").mkdir()
-    nothing = run([script("train"), *flags, "--tokenizer", "bytes"], tmp_path)
-    assert nothing.status == 1
-    assert "--model model: the folder has no config.json" in nothing.stderr
+    config = TrainConfig(model=str(tmp_path / "model"), tokenizer="bytes")
+    with pytest.raises(DataError, match=r"the folder has no config\.json"):
+        model.settings_of(config, 257, 256)
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
-    bert = run([script("train"), *flags, "--tokenizer", "bytes"], tmp_path)
-    assert "a model of type bert, where a gpt2 is wanted" in bert.stderr
+    with pytest.raises(DataError, match="a model of type bert, where a gpt2 is wanted"):
+        model.settings_of(config, 257, 256)
     unknown = run([script("train"), "--nproc", "1", "--model", "no-such-gpt"], tmp_path, TRAINYARD_OFFLINE="1")
     assert unknown.status == 1
     assert "no-such-gpt: no folder of this name, and not to be had" in unknown.stderr
+    assert not list((tmp_path / "results" / "deepspeed-gpt2-pile").iterdir())

@@ -13,6 +13,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
     save_checkpoint      each process writes its share; ds_to_universal re-cuts them for another number of processes
 """
 
+import copy
 import datetime
 import logging
 import math
@@ -65,11 +66,16 @@ def train(parsed: Parsed[TrainConfig]) -> None:
     data.check_shards(config, launch.world_size())
     start(device, config.collective_timeout_s)
     run = Run(parsed, data.load(config), device, settings)
+    run.check_data()
     if dist.get_rank() == 0:
         run.announce()
     with console.TrainingProgress(run.total_steps, run.step, show=dist.get_rank() == 0) as progress:
         while run.step < run.total_steps:
-            run.train_epoch(progress)
+            try:
+                run.train_epoch(progress)
+            except DataError as error:
+                run.give_up(error)
+                raise
             run.validate(progress)
             run.save()
             if run.stopping and run.step < run.total_steps:
@@ -266,6 +272,31 @@ class Run:
         # [deepspeed] The engine owns everything from here on: optimizer, clipping, accumulation, 16 bits, sharding.
         self.engine, *_ = deepspeed.initialize(model=self.model, model_parameters=groups, config=settings)
 
+    def check_data(self) -> None:
+        """Read the first batch and all documents of validation and test, before anything is written.
+
+        Raises:
+            DataError: on every process, what one of them has found.
+        """
+        error = self.batches.first_error()
+        if error is None and self.rank == 0:
+            error = data.error_in(self.files, self.config)
+        errors: list[DataError | None] = [None] * self.world_size
+        dist.all_gather_object(errors, error)
+        for found in errors:
+            if found is not None:
+                raise found
+
+    def give_up(self, error: DataError) -> None:
+        """Training documents turned out bad in mid-stream: leave no folder behind that nothing can go on from.
+
+        It is this process's documents that are bad; the others wait for it in the step.
+        """
+        console.say(f"process {self.rank} of {self.world_size} stops in step {self.step + 1}: {error}")
+        if not any(self.checkpoints.path.glob("step-*")):
+            time.sleep(1)  # in which rank 0 has logged the step before, if it still was at it
+            shutil.rmtree(self.folder.path, ignore_errors=True)
+
     # ------------------------------------------------------------------------------------------------ the loop itself
 
     def train_epoch(self, progress: console.TrainingProgress) -> None:
@@ -387,8 +418,6 @@ class Run:
         config = self.config
         if checkpoint is None:
             torch.manual_seed(config.seed * 1_000_003 + self.rank)  # dropout falls elsewhere on each process
-            if self.rank == 0:
-                self.folder.forget_after(0)  # what a run that was killed before its first checkpoint has logged
             return data.start_cursors(config)
         facts = manifest(checkpoint)
         if (facts["engine"], facts["stage"]) != (config.engine, self.stage):
@@ -437,7 +466,6 @@ class Run:
                 f"{facts['global_batch_size']}"
             )
         if self.rank == 0:
-            self.folder.forget_after(self.step)
             console.say(f"resuming {self.folder.path} at step {self.step}")
         return data.cursors_from_json(facts["cursors"])
 
@@ -458,6 +486,11 @@ class Run:
             (universal / "latest_universal").write_text(TAG)
         dist.barrier()
         self.engine.load_checkpoint(str(universal), tag=TAG)
+        if self.stage == 3:
+            # [deepspeed] It counts the optimizer steps of all groups in one tensor now, which each group then raises
+            # at each step: Adam would correct its young moments for too many steps. Each group gets its own again.
+            for state in self.engine.optimizer.optimizer.state.values():
+                state["step"] = copy.deepcopy(state["step"])
         dist.barrier()
         if self.rank == 0:
             shutil.rmtree(universal)
@@ -558,6 +591,7 @@ class Run:
             ("results", str(self.folder.path)),
         ]
         console.preflight(f"{PACKAGE}: training '{self.parsed.config_name}'", facts, self.notes)
+        self.folder.forget_after(self.step)  # what a run that was killed has logged after its last checkpoint
         if not (self.folder.path / "config.yaml").exists():
             results.write_atomically(self.folder.path / "config.yaml", to_yaml(config))
         self.folder.write_summary(self.summary("running") | ({} if self.step else {"started_at": results.now()}))

@@ -38,6 +38,18 @@ def load(config: TrainConfig) -> PileFiles:
     return pile.find_pile(config.data_dir, config.num_train_files)
 
 
+def error_in(files: PileFiles, config: TrainConfig) -> DataError | None:
+    """Read the documents of validation and test, and return what is wrong with them: better now than at the end."""
+    try:
+        for _ in pile.documents(files.val, config.num_val_documents):
+            pass
+        for _ in pile.documents(files.test, config.num_test_documents if config.test else 0):
+            pass
+    except DataError as error:
+        return error
+    return None
+
+
 # ------------------------------------------------------------------------------------------------------------ tokenizer
 
 
@@ -209,6 +221,11 @@ class TrainBatches:
         self.consumed |= cursors
         self.ahead = self.thread.submit(self._pack)
         return batch
+
+    def first_error(self) -> DataError | None:
+        """Wait for the batch that is prepared, and return what is wrong with its documents, if something is."""
+        error = self.ahead.exception()
+        return error if isinstance(error, DataError) else None
 
     def _pack(self) -> tuple[Tensor, dict[int, Cursor]]:
         rows, cursors = [], {}

@@ -13,7 +13,18 @@ def test_ways_to_fine_tune_are_compared(trained: Path, tmp_path: Path) -> None:
         "num_sample_documents: 200\nnum_val_documents: 4\nnum_test_documents: 6\nepochs: 1\nsteps_per_epoch: 3\n"
         "context_length: 64\nlog_every: 1\n"
     )
-    flags = ["--what", "tuning", "--model", str(trained / "model"), "--config", "tiny.yaml", "--seeds", "1"]
+    flags = [
+        "--what",
+        "tuning",
+        "--model",
+        str(trained / "model"),
+        "--config",
+        "tiny.yaml",
+        "--seeds",
+        "1",
+        "--nproc",
+        "1",
+    ]
     finished = run([script("compare"), *flags], tmp_path, timeout_s=160)
     assert finished.status == 0, finished.stderr
     (folder,) = (tmp_path / "results" / "deepspeed-gpt2-pile").iterdir()

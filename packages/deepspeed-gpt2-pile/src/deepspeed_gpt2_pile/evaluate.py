@@ -41,7 +41,7 @@ from deepspeed_gpt2_pile.model import load_trained  # noqa: E402
 
 MODEL = "model"
 WINDOWS_AT_ONCE = 32  # batches among which windows are sorted by length, to be padded little
-UNIGRAM_TOKENS = 1_000_000  # of the training data, from which the baseline learns how frequent each token is
+BASELINE_TOKENS = 2_000_000  # of the training data, from which the baselines learn how frequent tokens and pairs are
 COMPRESSED_BYTES = 4_000_000  # of each component, for the anchors: xz takes a second for a megabyte
 NUM_RESAMPLES = 1000
 NUM_SAMPLES = 4
@@ -55,15 +55,11 @@ class Measured(NamedTuple):
     """(N,) negative log-likelihood of the whole document"""
     tokens: NDArray[np.int64]
     bytes: NDArray[np.int64]
-    token_counts: dict[str, NDArray[np.int64]]
-    """by component: how often each of V tokens occurs"""
 
     def of(self, component: str) -> "Measured":
         """Return the documents of one component."""
         own = np.array([name == component for name in self.component], dtype=bool)
-        names = [component] * int(own.sum())
-        counts = {component: self.token_counts[component]}
-        return Measured(names, self.nats[own], self.tokens[own], self.bytes[own], counts)
+        return Measured([component] * int(own.sum()), self.nats[own], self.tokens[own], self.bytes[own])
 
     def bits_per_byte(self) -> float:
         """All bits over all bytes: long documents weigh more."""
@@ -106,16 +102,12 @@ def measure(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     end = data.end_of_text(tokenizer)
     found: dict[int, list[Any]] = {}  # by number of the document: component, nats, tokens, bytes
-    counts: dict[str, NDArray[np.int64]] = {}
     waiting: list[data.Window] = []
-    vocab_size = model.get_input_embeddings().weight.shape[0]
     for number, document in enumerate(pile.documents(files, limit)):
         if number % world_size != rank or not document.text:
             continue
         tokens = tokenizer.encode(document.text, add_special_tokens=False).ids
         found[number] = [document.component, 0.0, len(tokens), len(document.text.encode())]
-        count = counts.setdefault(document.component, np.zeros(vocab_size, np.int64))
-        np.add.at(count, tokens, 1)
         waiting += data.windows([end, *tokens], number, config.context_length, config.stride)
         if len(waiting) >= WINDOWS_AT_ONCE * config.eval_batch_size:
             _add(model, waiting, found, end, config.eval_batch_size, device)
@@ -124,10 +116,10 @@ def measure(
     model.train(was_training)
     if dist.is_initialized():
         parts: list[Any] = [None] * world_size
-        dist.all_gather_object(parts, (found, counts))
+        dist.all_gather_object(parts, found)
     else:
-        parts = [(found, counts)]
-    return _together(parts, vocab_size)
+        parts = [found]
+    return _together(parts)
 
 
 def _add(
@@ -154,46 +146,66 @@ def _add(
             found[window.document][1] += float(row[window.first - 1 : len(window.tokens) - 1].sum())
 
 
-def _together(parts: list[Any], vocab_size: int) -> Measured:
+def _together(parts: list[dict[int, list[Any]]]) -> Measured:
     found: dict[int, list[Any]] = {}
-    counts: dict[str, NDArray[np.int64]] = {}
-    for part, part_counts in parts:
+    for part in parts:
         found |= part
-        for name, count in part_counts.items():
-            counts[name] = counts.get(name, np.zeros(vocab_size, np.int64)) + count
     rows = [found[number] for number in sorted(found)]
     if not rows:
         raise DataError("error: the documents to measure are all empty")
     names, nats, tokens, sizes = zip(*rows, strict=True)
-    return Measured(list(names), np.array(nats), np.array(tokens), np.array(sizes), counts)
+    return Measured(list(names), np.array(nats), np.array(tokens), np.array(sizes))
 
 
 # ------------------------------------------------------------------------------------------------------------ baselines
 
 
-def unigram_bits_per_byte(
-    measured: Measured, files: PileFiles, tokenizer: Tokenizer, config: TrainConfig
-) -> dict[str, float]:
-    """Return, by component, the bits per byte of a model that only knows how frequent each token is.
+def frequency_bits_per_byte(files: PileFiles, tokenizer: Tokenizer, config: TrainConfig) -> dict[str, dict[str, float]]:
+    """Return, by component, the bits per byte of models that only know how frequent tokens, and pairs of tokens, are.
 
-    The frequencies are those of the first UNIGRAM_TOKENS tokens of the training data, in the mixture of the run, and
-    one more of each token.
+    They have seen the first BASELINE_TOKENS tokens of the training data, in the mixture of the run, but not twice. The
+    unigram counts one more of each token. The bigram mixes the tokens that followed the one before with the unigram, in
+    the shares of Witten and Bell (1991, doi 10.1109/18.87000): the more kinds of tokens followed, the more of that.
     """
-    vocab_size = len(next(iter(measured.token_counts.values())))
-    seen = np.ones(vocab_size)
-    stream = pile.Stream(files.train, weights=weights_of(config.mixture), seed=config.seed)
-    total = 0
-    for document, place in stream.documents():
-        if total >= UNIGRAM_TOKENS or place.epoch > 0:
-            break
-        ids = tokenizer.encode(document.text, add_special_tokens=False).ids
-        np.add.at(seen, ids, 1)
-        total += len(ids)
-    bits = -np.log2(seen / seen.sum())
+    end, vocab_size = data.end_of_text(tokenizer), tokenizer.get_vocab_size()
+    ids = _training_tokens(files, tokenizer, config)
+    unigram = np.bincount(ids[ids != end], minlength=vocab_size) + 1.0
+    unigram /= unigram.sum()
+    pairs, times = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)
+    pairs, times = np.append(pairs, -1), np.append(times, 0)  # where what was not seen is looked up
+    followed = np.bincount(pairs[:-1] // vocab_size, weights=times[:-1], minlength=vocab_size)
+    kinds = np.bincount(pairs[:-1] // vocab_size, minlength=vocab_size)
+    bits: dict[str, dict[str, float]] = {}
+    sizes: dict[str, int] = {}
+    for document in pile.documents(files.test, config.num_test_documents):
+        name = document.component
+        own = np.array([end, *tokenizer.encode(document.text, add_special_tokens=False).ids], dtype=np.int64)
+        before, after = own[:-1], own[1:]
+        at = np.searchsorted(pairs[:-1], before * vocab_size + after)
+        seen = np.where(pairs[at] == before * vocab_size + after, times[at], 0)
+        share = (seen + kinds[before] * unigram[after]) / np.maximum(followed[before] + kinds[before], 1)
+        bigram = np.where(followed[before] > 0, share, unigram[after])
+        total = bits.setdefault(name, {"unigram": 0.0, "bigram": 0.0})
+        total["unigram"] -= float(np.log2(unigram[after]).sum())
+        total["bigram"] -= float(np.log2(bigram).sum())
+        sizes[name] = sizes.get(name, 0) + len(document.text.encode())
     return {
-        name: float((count * bits).sum() / measured.of(name).bytes.sum())
-        for name, count in measured.token_counts.items()
+        name: {kind: value / sizes[name] for kind, value in total.items()}
+        for name, total in bits.items()
+        if sizes[name]
     }
+
+
+def _training_tokens(files: PileFiles, tokenizer: Tokenizer, config: TrainConfig) -> NDArray[np.int64]:
+    """Return the first tokens of the training data, at most one pass, with an end-of-text token around documents."""
+    end = data.end_of_text(tokenizer)
+    ids: list[int] = [end]
+    stream = pile.Stream(files.train, weights=weights_of(config.mixture), seed=config.seed)
+    for document, place in stream.documents():
+        if len(ids) >= BASELINE_TOKENS or place.epoch > 0:
+            break
+        ids += [*tokenizer.encode(document.text, add_special_tokens=False).ids, end]
+    return np.array(ids, dtype=np.int64)
 
 
 def compressed_bits_per_byte(files: Sequence[Path], limit: int | None) -> dict[str, dict[str, float]]:
@@ -293,7 +305,7 @@ def test_and_report(
             interval = f" (95 % interval {low:.4f} to {high:.4f})"
         console.say(f"{metrics.metric_label(name)} {metrics.format_value(metric['value'], metric['unit'])}{interval}")
     for component, figures in summary.get("components", {}).items():
-        anchors = ", ".join(f"{name} {figures[name]:.3f}" for name in ("unigram", "zlib", "xz"))
+        anchors = ", ".join(f"{name} {figures[name]:.3f}" for name in ("unigram", "bigram", "xz"))
         console.say(f"  {component:<20} {figures['bits_per_byte']:.3f} bits per byte ({anchors})")
     if files.kind == "sample":
         console.say("these data are a generated sample: the figures say nothing about The Pile")
@@ -304,7 +316,7 @@ def test_and_report(
 
 def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config: TrainConfig) -> dict[str, Any]:
     """Return metrics and results by component, as summary.json has them."""
-    unigram = unigram_bits_per_byte(measured, files, tokenizer, config)
+    frequencies = frequency_bits_per_byte(files, tokenizer, config)
     anchors = compressed_bits_per_byte(files.test, config.num_test_documents)
     which = "all" if config.num_test_documents is None else "the first"
     protocol = (
@@ -313,7 +325,7 @@ def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config:
         f"context {config.context_length} tokens, stride {config.stride}"
     )
     components: dict[str, dict[str, Any]] = {}
-    for name in sorted(measured.token_counts):
+    for name in sorted(set(measured.component)):
         own = measured.of(name)
         components[name] = {
             "documents": len(own.nats),
@@ -322,13 +334,13 @@ def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config:
             "bits_per_byte": own.bits_per_byte(),
             "interval": list(own.interval()),
             "perplexity": own.perplexity(),
-            "unigram": unigram[name],
+            **frequencies[name],
             **anchors[name],
         }
     weights = {name: figures["bytes"] for name, figures in components.items()}
     means = {
         kind: sum(components[name][kind] * size for name, size in weights.items()) / sum(weights.values())
-        for kind in ("unigram", "zlib", "xz")
+        for kind in ("unigram", "bigram", "zlib", "xz")
     }
     return {
         "components": components,
@@ -348,8 +360,14 @@ def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config:
             "unigram_bits_per_byte": {
                 "value": means["unigram"],
                 "unit": "bits/byte",
-                "protocol": f"baseline: frequencies of tokens in {UNIGRAM_TOKENS:,} tokens of the training data, or in "
-                "all if there are fewer; add-one smoothing",
+                "protocol": f"baseline: frequencies of tokens in the first {BASELINE_TOKENS:,} tokens of the training "
+                "data, or in all if there are fewer; add-one smoothing",
+            },
+            "bigram_bits_per_byte": {
+                "value": means["bigram"],
+                "unit": "bits/byte",
+                "protocol": "baseline: how often a token has followed the one before in the same tokens; smoothing of "
+                "Witten and Bell",
             },
             "xz_bits_per_byte": {
                 "value": means["xz"],
@@ -362,18 +380,18 @@ def tabulate(measured: Measured, files: PileFiles, tokenizer: Tokenizer, config:
                 "title": "Bits per byte by component",
                 "columns": [
                     "component", "documents", "bytes", "bits per byte", "95 % interval", "perplexity per token",
-                    "unigram", "zlib -9", "xz -9e",
+                    "unigram", "bigram", "zlib -9", "xz -9e",
                 ],
                 "rows": [
                     [
                         name, f"{c['documents']:,}", f"{c['bytes']:,}", f"{c['bits_per_byte']:.3f}",
                         f"{c['interval'][0]:.3f} to {c['interval'][1]:.3f}", f"{c['perplexity']:.2f}",
-                        f"{c['unigram']:.3f}", f"{c['zlib']:.3f}", f"{c['xz']:.3f}",
+                        f"{c['unigram']:.3f}", f"{c['bigram']:.3f}", f"{c['zlib']:.3f}", f"{c['xz']:.3f}",
                     ]
                     for name, c in components.items()
                 ],
-                "note": "The last three columns are bits per byte, too: of token frequencies, and of compressors that "
-                "see the test documents only.",
+                "note": "The last four columns are bits per byte, too: of the frequencies of tokens and of pairs of "
+                "tokens in the training data, and of compressors that see the test documents only.",
             }
         ],
     }  # fmt: skip
@@ -395,7 +413,7 @@ def samples(model: Any, tokenizer: Tokenizer, files: PileFiles, device: torch.de
 def draw(summary: dict[str, Any], plots: Path, note: str) -> None:
     """Draw bits per byte by component, beside the baselines."""
     components = summary["components"]
-    kinds = {"bits_per_byte": "GPT-2", "xz": "xz -9e", "zlib": "zlib -9", "unigram": "unigram"}
+    kinds = {"bits_per_byte": "GPT-2", "bigram": "bigram", "unigram": "unigram", "xz": "xz -9e", "zlib": "zlib -9"}
     plotting.heat_map(
         [[figures[kind] for kind in kinds] for figures in components.values()],
         list(components),

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, generate, rate, export. Nothing imports torch before it is needed."""
+"""The command line: train, evaluate, compare, generate, rate, export, download. Nothing imports torch too early."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.errors import UsageError
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
@@ -130,6 +131,12 @@ def export(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring The Pile into the cache."""
+    return download_one("pile", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `deepspeed-gpt2-pile`."""
     commands = {
@@ -139,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
         "generate": generate,
         "rate": rate,
         "export": export,
+        "download": download,
     }
     return dispatch(PACKAGE, "GPT-2 on The Pile with DeepSpeed.", commands, argv)
 

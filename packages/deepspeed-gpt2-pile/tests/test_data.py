@@ -144,31 +144,51 @@ def test_windows_count_each_token_once_with_enough_context(length: int, stride: 
         assert window.first >= min(length - stride + 1, window.tokens[window.first])
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"no zstd at all", "train.jsonl.zst, at line 1: corrupt zstd frame"),
-        (None, "train.jsonl.zst, line 2: no JSON"),
-    ],
-)
-def test_bad_files_end_a_run_with_one_message_and_leave_no_folder(
-    tmp_path: Path, content: bytes | None, words: str
-) -> None:
+GOOD = b'{"text": "a", "meta": {"pile_set_name": "X"}}\n'
+LONG = json.dumps({"text": "x" * 3000, "meta": {"pile_set_name": "X"}}).encode() + b"\n"
+
+
+def with_a_bad_file(folder: Path, split: str, content: bytes | list[bytes]) -> Path:
+    """A folder of good files but one, of which the lines or, as bytes, the whole content is given."""
     import zstandard
 
-    folder = tmp_path / "bad"
     folder.mkdir()
-    for split in ("train", "val", "test"):
-        pile.write_documents(folder / f"{split}.jsonl.zst", ((text, "X") for text in TEXTS))
-    good = b'{"text": "a", "meta": {"pile_set_name": "X"}}\n'
-    bad = content if content is not None else zstandard.ZstdCompressor().compress(good + b"{no json\n" + good * 20)
-    (folder / "train.jsonl.zst").write_bytes(bad)
+    for name in ("train", "val", "test"):
+        pile.write_documents(folder / f"{name}.jsonl.zst", ((text, "X") for text in TEXTS))
+    bad = content if isinstance(content, bytes) else zstandard.ZstdCompressor().compress(b"".join(content))
+    (folder / f"{split}.jsonl.zst").write_bytes(bad)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "content", "words", "trains"),
+    [
+        ("train", b"no zstd at all", "train.jsonl.zst, at line 1: corrupt zstd frame", False),
+        ("train", [LONG * 8, b"{no json\n", GOOD * 20], "train.jsonl.zst, line 9: no JSON", True),
+        ("test", [GOOD * 3, b'{"text": "a"}\n'], "test.jsonl.zst, line 4: no key 'meta', expected", False),
+    ],
+    ids=["at the beginning", "in mid-stream", "in the test set"],
+)
+def test_bad_files_end_a_run_with_one_message_and_leave_no_folder(
+    tmp_path: Path, split: str, content: bytes | list[bytes], words: str, trains: bool
+) -> None:
+    folder = with_a_bad_file(tmp_path / "bad", split, content)
     flags = ["--data", "real", "--data-dir", str(folder), "--hidden-size", "32", "--num-layers", "1", "--nproc", "1"]
-    finished = run([script("train"), *flags], tmp_path)
+    finished = run([script("train"), *flags, "--log-every", "1"], tmp_path)
     assert finished.status == 1
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
-    missing = run([script("train"), "--data", "real", "--data-dir", str(tmp_path / "nowhere")], tmp_path)
-    assert missing.status == 1
-    assert "nowhere, which does not exist" in missing.stderr
+    assert ("training 'sample'" in finished.stdout) == trains, "it begins only where nothing could be found before"
     assert not list((tmp_path / "results" / "deepspeed-gpt2-pile").iterdir())
+
+
+def test_validation_and_test_files_are_read_as_far_as_they_are_used(tmp_path: Path) -> None:
+    folder = with_a_bad_file(tmp_path / "bad", "val", [GOOD * 3, b"{no json\n"])
+    files = pile.find_pile(folder)
+    assert "val.jsonl.zst, line 4: no JSON" in str(data.error_in(files, TrainConfig()))
+    assert data.error_in(files, TrainConfig(num_val_documents=3)) is None
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere, which does not exist"):
+        data.load(TrainConfig(data="real", data_dir=tmp_path / "nowhere"))
