@@ -4,6 +4,7 @@ Counting reads private attributes of DeepSpeed's engine, since there is no publi
 compare what is counted here with the formulas in their tests. Nothing here imports DeepSpeed.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,29 @@ def predicted_bytes(
         "optimizer": (4 * moments + copy) * num_parameters,
     }
     return {name: -(-size // world_size) if name in SHARDED[stage] else size for name, size in whole.items()}
+
+
+def gradients_of_slice(group_sizes: Sequence[Sequence[int]], rank: int, world_size: int) -> int:
+    """Return how many gradients a process holds at the end of a backward pass of stage 1 or 2, not offloaded.
+
+    Both stages cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
+    that a slice touches; of one that is cut in two, both sides keep the whole. Hence more than the formula says, by at
+    most two parameters in each group. (By the formula, stage 1 holds all gradients; DeepSpeed's does so only until the
+    end of the backward pass.)
+
+    Args:
+        group_sizes: numbers of each trained parameter, by group, in the optimizer's order.
+        rank: of the process among those that share out the state.
+        world_size: how many share it out; alone, a process holds everything.
+    """
+    held = 0
+    for sizes in group_sizes:
+        length = -(-sum(sizes) // world_size)
+        begin, end, at = rank * length, (rank + 1) * length, 0
+        for size in sizes:
+            held += size if at < end and at + size > begin else 0
+            at += size
+    return held
 
 
 def held_bytes(engine: Any) -> dict[str, int]:

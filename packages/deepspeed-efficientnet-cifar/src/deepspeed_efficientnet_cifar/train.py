@@ -19,6 +19,7 @@ import datetime
 import logging
 import math
 import os
+import pickle
 import sys
 import time
 import warnings
@@ -33,7 +34,7 @@ from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import Parsed, preset_folder, to_yaml
 from trainyard_shared.datasets.cifar import ImageDataset
-from trainyard_shared.errors import TrainyardError, UsageError
+from trainyard_shared.errors import DataError, TrainyardError, UsageError
 from trainyard_shared.tensors import memory, zero
 from trainyard_shared.tensors.checkpointing import newest_for_all, written_by_all
 from trainyard_shared.tensors.images import split
@@ -85,10 +86,25 @@ def start(device: torch.device, timeout_s: float) -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    read_as_data()
     # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
+
+
+def read_as_data() -> None:
+    """[deepspeed] Keep checkpoints from running code when they are read.
+
+    DeepSpeed reads its checkpoints as pickles, which may hold any code. This makes torch.load, whatever it is told,
+    accept numbers only, and the few classes that DeepSpeed puts between them.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address])
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int, device: torch.device) -> dict[str, Any]:
@@ -384,8 +400,10 @@ class Run:
                 f"error: --resume: the checkpoint is one of {found}, this run of {now}: each process has written its "
                 "own share, which fits no other; continue as it began"
             )
-        # [deepspeed] It reads its files with pickle, which could run code: resume only what you have written.
-        self.engine.load_checkpoint(str(checkpoint), tag=TAG)
+        try:
+            self.engine.load_checkpoint(str(checkpoint), tag=TAG)
+        except pickle.UnpicklingError as error:
+            raise DataError(f"error: {checkpoint}: holds something else than numbers, and is not read") from error
         # weights_only: these are data, and must not be able to run code.
         own = torch.load(checkpoint / f"rank-{self.rank}.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
@@ -451,6 +469,11 @@ class Run:
         self.num_parameters = sum(p.numel() for p in network.parameters())
         # Parameters and gradients stay fp32 under autocast.
         self.predicted_bytes = zero.predicted_bytes(trained, self.stage, self.world_size, "fp32")
+        if self.stage in (1, 2) and "offload_optimizer" not in self.settings["zero_optimization"]:
+            # Of a parameter on the border of two slices both processes keep the whole gradient.
+            groups = model.parameter_groups(network, config.weight_decay)
+            sizes_of_groups = [[p.numel() for p in group["params"]] for group in groups]
+            self.predicted_bytes["gradients"] = 4 * zero.gradients_of_slice(sizes_of_groups, self.rank, self.world_size)
         sharers = self.world_size if self.stage == 3 else 1
         self.predicted_bytes["parameters"] += 4 * (self.num_parameters - trained) // sharers
         if config.ema_decay:

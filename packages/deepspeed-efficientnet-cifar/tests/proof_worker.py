@@ -68,7 +68,7 @@ def start_from(run: Run, seed: int) -> None:
     """Begin with the weights of another seed, so that nothing but the order of the images differs."""
     torch.manual_seed(seed)
     other = model.make(run.config, 10)
-    run.engine.load_module_state_dict(other.state_dict())
+    run.engine.load_module_state_dict({"module": other.state_dict()})
     run.engine.optimizer.refresh_fp32_params()
 
 

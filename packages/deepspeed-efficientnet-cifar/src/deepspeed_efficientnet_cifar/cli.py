@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, search. Nothing here imports torch before it is needed."""
+"""The command line: train, evaluate, compare, search, download. Nothing here imports torch before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from trainyard_shared import launch
 from trainyard_shared.cli import command, dispatch
 from trainyard_shared.config import parse, preset_folder
+from trainyard_shared.datasets.commands import download_one
 from trainyard_shared.results import newest_run_dir, reserve_run_dir
 
 from deepspeed_efficientnet_cifar.config import CompareConfig, EvaluateConfig, SearchConfig, TrainConfig
@@ -87,9 +88,15 @@ def search(argv: Sequence[str]) -> int:
 
 
 @command
+def download(argv: Sequence[str]) -> int:
+    """Bring the data into the cache, checked."""
+    return download_one("cifar10", argv, prog=f"{PACKAGE} download")
+
+
+@command
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands: what is installed as `deepspeed-efficientnet-cifar`."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "search": search}
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "search": search, "download": download}
     return dispatch(PACKAGE, "EfficientNets on CIFAR-10 with DeepSpeed.", commands, argv)
 
 

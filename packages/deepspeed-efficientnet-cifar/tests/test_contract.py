@@ -1,13 +1,30 @@
 """What every project promises, for this one."""
 
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainyard_shared.config import to_flags
 from trainyard_shared.results import read_json, read_records
 from trainyard_shared.testing import ProjectContract, run, run_folder, script, weights_digest
+
+
+class Harm:
+    """What a pickle may hold: a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
 
 
 class TestContract(ProjectContract):
@@ -72,11 +89,36 @@ class TestContract(ProjectContract):
 
     def test_the_deepspeed_launcher_gives_the_same_weights(self, reference: Path, tmp_path: Path) -> None:
         fields = {name: value for name, value in self.tiny.items() if name != "nproc"}  # the launcher says how many
-        launcher = [script("deepspeed"), "--num_accelerators", "2", "--master_port", "29617", "--module"]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = [script("deepspeed"), "--num_accelerators", "2", "--master_port", str(port), "--module"]
         training = [f"{self.module}.train", *to_flags({**fields, "out_dir": tmp_path / "out"})]
         finished = run([*launcher, *training], tmp_path, DS_ACCELERATOR="cpu")
         assert finished.status == 0, finished.stderr
         assert weights_digest(run_folder(tmp_path / "out")) == weights_digest(reference)
+
+    def test_a_checkpoint_that_holds_code_is_not_read(self, reference: Path, tmp_path: Path) -> None:
+        folder, mark = tmp_path / reference.name, tmp_path / "harm"
+        shutil.copytree(reference, folder)
+        *others, newest = sorted((folder / "checkpoints").iterdir())
+        for other in others:
+            shutil.rmtree(other)
+        for file in (newest / "state").glob("*model_states.pt"):
+            torch.save({"module": Harm(mark)}, file, pickle_module=pickle)
+        # As somebody would who means harm, with a manifest that fits.
+        content = read_json(newest / "manifest.json")
+        content.pop("sha256_of_all_above")
+        content["sha256"] = {
+            name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in content["sha256"]
+        }
+        whole = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        (newest / "manifest.json").write_text(json.dumps(content | {"sha256_of_all_above": whole}))
+        finished = run([script("train"), "--resume", str(folder), "--max-restarts", "0"], tmp_path)
+        assert not mark.exists(), "its code has run"
+        assert finished.status == 1
+        assert "holds something else than numbers" in finished.stderr
+        assert "Traceback" not in finished.stderr
 
 
 def test_the_package_does_not_need_the_real_weights() -> None:
