@@ -8,7 +8,11 @@ from deepspeed_bert_sentiment140.cli import main
     ("flag", "status", "words"),
     [
         ("--offline", 1, "Sentiment140 is not in"),
-        ("--ofline", 2, "error: --ofline: no flag of deepspeed-bert-sentiment140 download; perhaps you meant --offline"),
+        (
+            "--ofline",
+            2,
+            "error: --ofline: no flag of deepspeed-bert-sentiment140 download; perhaps you meant --offline",
+        ),
     ],
 )
 def test_download(flag, status, words, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,11 @@ from deepspeed_efficientnet_cifar.cli import main
     ("flag", "status", "words"),
     [
         ("--offline", 1, "CIFAR-10 is not in"),
-        ("--ofline", 2, "error: --ofline: no flag of deepspeed-efficientnet-cifar download; perhaps you meant --offline"),
+        (
+            "--ofline",
+            2,
+            "error: --ofline: no flag of deepspeed-efficientnet-cifar download; perhaps you meant --offline",
+        ),
     ],
 )
 def test_download(flag, status, words, tmp_path, monkeypatch, capsys):

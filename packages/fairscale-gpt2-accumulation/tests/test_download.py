@@ -8,7 +8,11 @@ from fairscale_gpt2_accumulation.cli import main
     ("flag", "status", "words"),
     [
         ("--offline", 1, "WikiText-2 (raw) is not in"),
-        ("--ofline", 2, "error: --ofline: no flag of fairscale-gpt2-accumulation download; perhaps you meant --offline"),
+        (
+            "--ofline",
+            2,
+            "error: --ofline: no flag of fairscale-gpt2-accumulation download; perhaps you meant --offline",
+        ),
     ],
 )
 def test_download(flag, status, words, tmp_path, monkeypatch, capsys):

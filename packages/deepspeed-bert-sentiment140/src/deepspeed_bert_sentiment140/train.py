@@ -514,30 +514,15 @@ class Run:
             # Copied to the CPU in fp32, cut to the slice.
             predicted["gradients"] = 4 * -(-trained // self.data_world_size)
         elif self.stage in (1, 2):
-            predicted["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
+            held = trained
+            if self.data_world_size > 1:
+                held = zero.gradients_of_slice(self.group_sizes, self.data_rank, self.data_world_size)
+            predicted["gradients"] = zero.BYTES[config.precision] * held
         if self.stage == 1 and config.parallel == "pipeline":
             predicted["gradients"] *= 2  # counted at the update, for which ZeRO-1 has made a copy in one piece
         if config.parallel == "data":
             predicted["activations"] = self.activation_bytes
         return predicted
-
-    def gradients_of_slice(self) -> int:
-        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
-
-        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
-        that a slice touches; of one that is cut in two, both sides keep the whole. (By the formula, stage 1 holds all
-        gradients; it does so only until the end of the backward pass.)
-        """
-        if self.data_world_size == 1:
-            return sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
-        held = 0
-        for sizes in self.group_sizes:
-            length = -(-sum(sizes) // self.data_world_size)
-            begin, end, at = self.data_rank * length, (self.data_rank + 1) * length, 0
-            for size in sizes:
-                held += size if at < end and at + size > begin else 0
-                at += size
-        return held
 
     def summary(self, state: str) -> dict[str, Any]:
         """What summary.json says of the run so far."""

@@ -535,28 +535,13 @@ class Run:
             held_whole = zero.predicted_bytes(self.num_parameters, self.stage, self.world_size, config.precision)
             predicted["parameters"] = held_whole["parameters"]  # frozen ones, too
             if self.stage in (1, 2):
-                predicted["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
+                groups = model.parameter_groups(self.whole, config.weight_decay)
+                group_sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
+                held = zero.gradients_of_slice(group_sizes, self.rank, self.world_size)
+                predicted["gradients"] = zero.BYTES[config.precision] * held
         if config.tuning == "full":
             predicted["activations"] = model.predicted_activation_bytes(self.model_settings, config)
         return predicted
-
-    def gradients_of_slice(self) -> int:
-        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
-
-        Both cut the flattened parameters of each group into equal slices, and keep the gradients of all parameters
-        that a slice touches: of one that is cut in two, both processes keep the whole. The formula of ZeRO is this
-        without the cuts, which weigh little where no parameter is large beside the model. (By the formula, stage 1
-        holds all gradients; it does so only until the end of the backward pass.)
-        """
-        held = 0
-        for group in model.parameter_groups(self.whole, self.config.weight_decay):
-            numbers = [parameter.numel() for parameter in group["params"]]
-            length = -(-sum(numbers) // self.world_size)
-            begin, end, at = self.rank * length, (self.rank + 1) * length, 0
-            for number in numbers:
-                held += number if at < end and at + number > begin else 0
-                at += number
-        return held
 
     def announce(self) -> None:
         """Pre-flight: say what is about to happen, and write it down."""

@@ -570,26 +570,10 @@ class Run:
             )
         }
         if config.engine == "deepspeed" and self.strategy.stage in (1, 2) and not self.strategy.offloaded:
-            self.predicted_bytes["gradients"] = zero.BYTES[config.precision] * self.gradients_of_slice()
-
-    def gradients_of_slice(self) -> int:
-        """[deepspeed] Return how many gradients this process holds at the end of a backward pass of stage 1 or 2.
-
-        Both cut each group of parameters, put in a row, into equal slices, and keep the gradients of all parameters
-        that a slice touches: of one that is cut in two, both sides keep the whole. On small models with many groups
-        that is visibly more than the formula says.
-        """
-        if self.world_size == 1:
-            return self.num_parameters
-        held = 0
-        for group in model.parameter_groups(self.whole, self.config.weight_decay, self.config.layer_decay):
-            sizes = [parameter.numel() for parameter in group["params"]]
-            length = -(-sum(sizes) // self.world_size)
-            begin, end, at = self.rank * length, (self.rank + 1) * length, 0
-            for size in sizes:
-                held += size if at < end and at + size > begin else 0
-                at += size
-        return held
+            groups = model.parameter_groups(self.whole, config.weight_decay, config.layer_decay)
+            group_sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
+            held = zero.gradients_of_slice(group_sizes, self.rank, self.world_size)
+            self.predicted_bytes["gradients"] = zero.BYTES[config.precision] * held
 
     def measured_activations(self) -> int:
         """Measure what the backward pass of a micro-batch needs, on a plain module and a batch of the real size."""
