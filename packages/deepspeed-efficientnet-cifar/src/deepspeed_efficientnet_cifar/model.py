@@ -6,18 +6,22 @@ Shapes: B images, S pixels a side, K classes.
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models._efficientnet_builder import decode_arch_def
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from trainyard_shared.errors import DataError, UsageError
+from trainyard_shared.tensors.quick_start import postpone_dynamo
 
 from deepspeed_efficientnet_cifar.config import TrainConfig
 from deepspeed_efficientnet_cifar.data import Preparation
+
+postpone_dynamo()  # before timm imports torchvision: nothing here is compiled
+
+import timm  # noqa: E402
+from timm.models._efficientnet_builder import decode_arch_def  # noqa: E402
+from timm.models.efficientnet import EfficientNet  # noqa: E402
 
 # Channels and statistics of CIFAR-10, where no pretrained network asks for others; in units of 0..1.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)

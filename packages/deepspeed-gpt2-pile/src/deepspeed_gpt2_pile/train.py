@@ -15,6 +15,7 @@ Every process runs this file. What DeepSpeed asks for is marked [deepspeed]:
 
 import copy
 import datetime
+import importlib
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ import warnings
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -97,8 +99,12 @@ def start(device: torch.device, timeout_s: float) -> None:
         set_accelerator(cpu_accelerator.CPU_Accelerator())
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     read_as_data()
-    # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # Its shared-memory all-reduce for CPUs would be compiled for most of a minute; Gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # An optimizer that is not used here is marked to be compiled, and would import torch's compiler.
+        with mock.patch.object(deepspeed.runtime.compiler, "compile", lambda: lambda function: function):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed(launch.backend_for(device.type), timeout=timeout, verbose=False)
 

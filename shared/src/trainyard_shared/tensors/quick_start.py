@@ -63,7 +63,7 @@ def postpone_dynamo() -> None:
 def _real(name: str) -> Any:
     """Import the real module; the stand-ins go out of the way altogether, since what it imports must not meet them."""
     if isinstance(sys.modules.get(_DYNAMO), _Postponed):
-        for name in (_DYNAMO, _OF_MASKS, _UTILS):
-            del sys.modules[name]
+        for stand_in in (_DYNAMO, _OF_MASKS, _UTILS):
+            del sys.modules[stand_in]
         del torch._dynamo
     return importlib.import_module(name)
