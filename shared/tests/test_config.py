@@ -32,6 +32,8 @@ class ToyConfig(RunConfig):
     """numbers of processes"""
     norm: Literal["batch", "group"] = "batch"
     """kind of normalisation"""
+    num_crops: Literal[1, 5, 10] = 1
+    """views of an image"""
     whiten: bool = True
     """whiten the input"""
     flip: bool | None = None
@@ -97,7 +99,14 @@ def test_none_empties_an_optional_field(presets: Path) -> None:
     assert [parse(presets, *argv).config.flip for argv in ([], ["--flip"], ["--no-flip"])] == [None, True, False]
 
 
+def test_numbers_to_choose_from_are_numbers_in_flags_and_files(presets: Path) -> None:
+    assert parse(presets, "--num-crops", "10").config.num_crops == 10
+    (presets / "five.yaml").write_text("num_crops: 5\n")
+    assert parse(presets, "--config", "five").config.num_crops == 5
+
+
 WRONG_FLAGS = {
+    "--num-crops 2": "--num-crops: 2 is not allowed: must be 1, 5 or 10",
     "--learning-rate -1": "--learning-rate: -1 is not allowed: must be greater than 0",
     "--seed -1": "--seed: -1 is not allowed: must be at least 0",
     "--momentum 1.5": "--momentum: 1.5 is not allowed: must be at most 1",

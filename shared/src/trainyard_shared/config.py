@@ -16,7 +16,7 @@ import datetime
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -299,6 +299,7 @@ def _add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
                 dest=name,
                 help=text,
                 metavar=_metavar(hints[name]),
+                type=_word_to_choice(hints[name]),
                 nargs=nargs,
                 action=action,
                 default=argparse.SUPPRESS,
@@ -310,6 +311,12 @@ class _NoneOrValue(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, None if values == "none" else values)
+
+
+def _word_to_choice(hint: Any) -> Callable[[str], Any]:
+    """Return what makes a choice of a word: a number where `Literal` lists numbers, which pydantic leaves as words."""
+    choices = {str(choice): choice for choice in typing.get_args(hint)} if typing.get_origin(hint) is Literal else {}
+    return lambda word: choices.get(word, word)
 
 
 def _descriptions(config_class: type) -> dict[str, str]:
