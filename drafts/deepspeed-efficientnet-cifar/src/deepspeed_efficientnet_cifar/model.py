@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from trainyard_shared.errors import DataError, UsageError
 from trainyard_shared.tensors.quick_start import postpone_dynamo
 
@@ -111,6 +110,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 def flops_per_image(config: TrainConfig, num_classes: int) -> int:
     """Count the floating-point operations of a forward pass of one image; a multiplication and an addition are two."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes as long as all of timm
+
     network = make(config, num_classes, read_weights=False).eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -31,7 +31,6 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
 from trainyard_shared import console, deepspeed_json, launch, results
 from trainyard_shared.checkpoints import CheckpointFolder, manifest
 from trainyard_shared.config import Parsed, preset_folder, to_yaml
@@ -230,7 +229,7 @@ class Run:
         self.checkpoints = CheckpointFolder(self.folder.checkpoints)
         self.resume(newest_for_all(self.checkpoints, self.warn))
         # Live metrics for `tensorboard --logdir`: what a killed run has logged after its checkpoint is dropped.
-        self.board = SummaryWriter(path / "tensorboard", purge_step=self.step + 1) if self.rank == 0 else None
+        self.board = self.open_board() if self.rank == 0 else None
 
     def make_engine(self) -> None:
         """Make the network and wrap it in the engine that trains it, and a plain one for validation and the end."""
@@ -254,6 +253,12 @@ class Run:
             config=self.settings | {"zero_optimization": filled},
         )
         self.average = WeightAverage(self.engine.module, config.ema_decay) if config.ema_decay else None
+
+    def open_board(self) -> Any:
+        """Return the writer of the live metrics; rank 0 has it, and it alone spends the time of importing it."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self.folder.path / "tensorboard", purge_step=self.step + 1)
 
     # ------------------------------------------------------------------------------------------------ the loop itself
 
@@ -593,7 +598,7 @@ class Run:
                 "measured_bytes": bytes_per_rank[0],
                 "measured_bytes_per_rank": bytes_per_rank,
             },
-            "flops_per_image": model.flops_per_image(self.config, self.num_classes),
+            "flops_per_image": model.flops_per_image(self.config, self.num_classes) if self.rank == 0 else None,
             "chosen_epoch": self.best["epoch"] or self.config.epochs,
             "val_accuracy": self.best["accuracy"] if self.config.num_val else None,
         }
