@@ -12,6 +12,7 @@ fp32 masters from them, so that a run which is continued goes on from other weig
 gathered.
 """
 
+import abc
 import contextlib
 import math
 import os
@@ -62,7 +63,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-class Boosted:
+class Boosted(abc.ABC):
     """A model and its optimizer, boosted by a plugin. Base of the four.
 
     Args:
@@ -89,9 +90,9 @@ class Boosted:
             self.booster = Booster(plugin=self.plugin(), **self.booster_settings())
             self.model, self.optimizer, *_ = self.booster.boost(model, optimizer)
 
+    @abc.abstractmethod
     def plugin(self) -> Any:
         """Make the plugin."""
-        raise NotImplementedError
 
     def booster_settings(self) -> dict[str, Any]:
         """Further arguments of the Booster."""
@@ -107,25 +108,25 @@ class Boosted:
             return self.booster.no_sync(self.model, self.optimizer)
         return contextlib.nullcontext()
 
+    @abc.abstractmethod
     def masters(self) -> dict[str, Tensor]:
         """Gather the parameters in the precision that the optimizer updates; all processes call it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load_masters(self, weights: dict[str, Tensor]) -> None:
         """Take over whole fp32 parameters: each process keeps its share, and the 16-bit copies follow."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def held(self) -> dict[str, list[Any]]:
         """Tensors that this process holds between two steps, by what they are."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predicted_bytes(self, num_parameters: int) -> dict[str, int]:
         """Predict the bytes of what `held` lists.
 
         Args:
             num_parameters: of the network.
         """
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------ the same for all plugins
 
